@@ -1,0 +1,205 @@
+"""A live provider as an `IntensitySignal` that always has an answer and says which one.
+
+Order of answers for a moment: the provider's slot; the last value known, for as long as the stated
+staleness; the zone's static average; the world's. Never 0 g, never an exception but for a zone
+that nobody knows, and never a wait longer than one refused request: a failed request is not
+repeated within ``retry``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from core.carbon.forecast import expect
+from core.carbon.intensity import WORLD, Intensity, IntensitySignal, normal_zone
+from core.carbon.providers.port import Provider
+from core.carbon.slot_cache import Known, MemoryStore, TextStore, merged
+from core.carbon.static import StaticSignal
+from core.errors import InvalidInput, SignalUnavailable
+
+#: regions of WattTime begin with the market's name
+_MARKETS = {
+    "CAISO": "US-CA",
+    "ERCOT": "US-TX",
+    "ISONE": "US",
+    "MISO": "US",
+    "NYISO": "US-NY",
+    "PJM": "US",
+    "SPP": "US",
+}
+#: what the habits of `core.carbon.forecast` learn from
+_MEMORY = timedelta(days=21)
+#: of five minutes: a week
+_MOST_SLOTS = 2_016
+
+
+class LiveSignal:
+    """Args:
+    provider: whose requests may fail in every way.
+    store: shared cache.
+    staleness: how long a last known value may stand in.
+    refresh: least time between two requests for the past and present of a zone.
+    forecast_refresh: the same for forecasts.
+    retry: the same after a failure.
+    fallback: for moments nothing is known of.
+    on_trouble: told one sentence whenever a request fails.
+    clock: the moment now, aware UTC.
+    """
+
+    def __init__(
+        self,
+        provider: Provider,
+        *,
+        store: TextStore | None = None,
+        staleness: timedelta = timedelta(hours=3),
+        refresh: timedelta = timedelta(minutes=5),
+        forecast_refresh: timedelta = timedelta(minutes=30),
+        retry: timedelta = timedelta(minutes=1),
+        fallback: IntensitySignal | None = None,
+        on_trouble: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._provider = provider
+        self._name = type(provider).__name__
+        self._store = store or MemoryStore()
+        self._staleness = staleness
+        self._refresh = refresh
+        self._forecast_refresh = forecast_refresh
+        self._retry = retry
+        self._fallback = fallback or StaticSignal()
+        self._on_trouble = on_trouble
+        self._clock = clock
+        #: spares the store's round trip between two requests
+        self._local: dict[str, Known] = {}
+
+    def at(self, zone: str, moment: datetime) -> Intensity:
+        known = self._recent(normal_zone(zone), moment)
+        for slot in reversed(known.slots):
+            if slot.moment <= moment and (slot.until is None or moment < slot.until):
+                return slot
+        shortest = timedelta(microseconds=1)
+        (stand_in, *_) = self._stand_in(zone, moment, moment + shortest, known)
+        return replace(stand_in, until=None)
+
+    def series(self, zone: str, start: datetime, end: datetime) -> tuple[Intensity, ...]:
+        known = self._recent(normal_zone(zone), start)
+        slots: list[Intensity] = []
+        at = start
+        for slot in known.slots:
+            until = slot.until or end
+            if until <= at or slot.moment >= end:
+                continue
+            if slot.moment > at:
+                slots += self._stand_in(zone, at, slot.moment, known)
+                at = slot.moment
+            slots.append(slot.clipped(at, end))
+            at = min(until, end)
+        if at < end:
+            slots += self._stand_in(zone, at, end, known)
+        return tuple(slots)
+
+    def forecast(self, zone: str, now: datetime, end: datetime) -> tuple[Intensity, ...]:
+        area = normal_zone(zone)
+        known = self._recent(area, now)
+        present = self.at(zone, now)
+        told = self._cached(
+            "forecast", area, self._forecast_refresh, lambda: self._provider.forecast(area, now)
+        )
+        coming = [s for s in told.slots if s.until is not None and s.until > now]
+        covered = bool(coming) and coming[0].moment <= now and coming[0].kind == present.kind
+        history = (*(s for s in known.slots if s.moment < present.moment), present)
+        return expect(now, end, forecast=coming if covered else (), history=history)
+
+    def _recent(self, area: str, start: datetime) -> Known:
+        """Past and present: three weeks at first, then from the newest known slot on."""
+        now = self._clock()
+
+        def ask() -> tuple[Intensity, ...]:
+            before = Known.from_text(self._store.load(self._key("recent", area)))
+            since = max((s.moment for s in before.slots), default=min(start, now - _MEMORY))
+            past = self._provider.history(area, since, now)
+            latest = past[-1] if past and past[-1].until and past[-1].until > now else None
+            return (*past, latest or self._provider.current(area, now))
+
+        return self._cached("recent", area, self._refresh, ask)
+
+    def _cached(
+        self, what: str, area: str, refresh: timedelta, ask: Callable[[], tuple[Intensity, ...]]
+    ) -> Known:
+        key = self._key(what, area)
+        now = self._clock()
+        known = self._local.get(key, Known())
+        if not self._is_fresh(known, refresh, now):
+            known = Known.from_text(self._store.load(key))
+        if self._is_fresh(known, refresh, now):
+            self._local[key] = known
+            return known
+        # said before asking: whoever comes meanwhile takes what there is
+        self._store.save(key, replace(known, asked_at=now).to_text())
+        try:
+            fresh = self._accepted(ask(), area)
+        except InvalidInput:  # an unknown zone is the caller's matter, each time
+            self._store.save(key, known.to_text())
+            raise
+        except SignalUnavailable as error:
+            self._on_trouble(error.message)
+            known = replace(known, asked_at=now, trouble=error.message)
+        else:
+            older = known.slots if what == "recent" else ()
+            slots = merged(older, fresh, now - _MEMORY)[-_MOST_SLOTS:]
+            known = Known(slots=slots, asked_at=now, fetched_at=now)
+        self._store.save(key, known.to_text())
+        self._local[key] = known
+        return known
+
+    def _is_fresh(self, known: Known, refresh: timedelta, now: datetime) -> bool:
+        pause = self._retry if known.trouble else refresh
+        return known.asked_at is not None and now < known.asked_at + pause
+
+    def _key(self, what: str, area: str) -> str:
+        return f"intensity/{self._name}/{what}/{area}"
+
+    def _accepted(self, slots: tuple[Intensity, ...], area: str) -> tuple[Intensity, ...]:
+        for slot in slots:
+            if slot.zone != area:
+                raise SignalUnavailable(f"{self._name} told zone {slot.zone!r} for {area!r}.")
+        newest = max((slot.until for slot in slots if slot.until is not None), default=None)
+        if newest is not None and newest < self._clock() - self._staleness:
+            raise SignalUnavailable(f"{self._name}'s newest value of {area} ended {newest:%F %R}.")
+        return slots
+
+    def _stand_in(
+        self, zone: str, start: datetime, end: datetime, known: Known
+    ) -> tuple[Intensity, ...]:
+        """The last known value while it is fresh enough, then the static average."""
+        before = [s for s in known.slots if s.until is not None and s.until <= start]
+        if not before:
+            return self._average(zone, start, end)
+        last = before[-1]
+        assert last.until is not None
+        limit = min(last.until + self._staleness, end)
+        if limit <= start:
+            return self._average(zone, start, end)
+        held = replace(
+            last,
+            moment=start,
+            until=limit,
+            source=f"{last.source}, last known value (of {last.moment:%F %R} UTC)",
+            is_estimated=True,
+        )
+        return (held, *(self._average(zone, limit, end) if limit < end else ()))
+
+    def _average(self, zone: str, start: datetime, end: datetime) -> tuple[Intensity, ...]:
+        area = normal_zone(zone)
+        market = _MARKETS.get(area.partition("_")[0], area)
+        for candidate in (market, WORLD):
+            try:
+                slots = self._fallback.series(candidate, start, end)
+            except InvalidInput:
+                continue
+            note = "" if candidate == area else f" ({candidate})"
+            said = f"{self._name} has no value; static average{note}: "
+            return tuple(replace(s, zone=area, source=said + s.source) for s in slots)
+        raise SignalUnavailable(f"Neither {self._name} nor the fallback has a value for {zone}.")

@@ -1,0 +1,218 @@
+"""Rows of JSONL, CSV and Parquet files with the columns that a task asks for, in bounded memory.
+
+A row that cannot be read does not end the reading: it comes as a `Problem`, so that one pass can
+name every bad row. Rows are numbered by the line they begin on (CSV and JSONL, from 1, a header
+counts) or by their position (Parquet, from 1).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from core.data.lines import LineError, parse_json, read_lines
+from core.data.validation import DataLimits, Problem
+from core.errors import DataInvalid, InvalidInput
+
+SUFFIXES = (".jsonl", ".csv", ".parquet")
+_PARQUET_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """``values`` has the asked columns that this row has, as the file's own types."""
+
+    line: int
+    values: Mapping[str, Any]
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """``src=document,summary=gold summary`` as field -> column; blanks around names go.
+
+    Raises:
+        InvalidInput: a part that is not ``field=column``, or a field named twice.
+    """
+    found: dict[str, str] = {}
+    for part in filter(str.strip, text.split(",")):
+        field, equals, column = (piece.strip() for piece in part.partition("="))
+        if not (field and equals and column):
+            raise InvalidInput(
+                f"columns must be field=column pairs such as src=document,summary=summary; "
+                f"got {part.strip()!r}.",
+                param="columns",
+            )
+        if field in found:
+            raise InvalidInput(f"columns names the field {field!r} twice.", param="columns")
+        found[field] = column
+    return found
+
+
+def read_rows(
+    path: Path, columns: Collection[str], *, limits: DataLimits | None = None
+) -> Iterator[Row | Problem]:
+    """Every row of ``path``, a problem in its place where it cannot be read.
+
+    Raises:
+        InvalidInput: the file is of no kind that we read.
+        DataInvalid: the file as a whole cannot be read: no header, not Parquet, a column that no
+            row has.
+        OSError: the file cannot be opened.
+    """
+    limits = limits or DataLimits()
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InvalidInput(
+            f"A task reads {', '.join(SUFFIXES)} files; got {path.name!r}.", param="training_file"
+        )
+    return reader(path, tuple(columns), limits)
+
+
+def _jsonl_rows(
+    path: Path, columns: tuple[str, ...], limits: DataLimits
+) -> Iterator[Row | Problem]:
+    with path.open("rb") as stream:
+        for line in read_lines(stream, limits.max_line_bytes):
+            if line.raw is None:
+                yield _too_long(line.number, limits)
+            elif line.raw and not line.raw.isspace():
+                yield _jsonl_row(line.number, line.raw, columns, limits)
+
+
+def _jsonl_row(
+    number: int, raw: bytes, columns: tuple[str, ...], limits: DataLimits
+) -> Row | Problem:
+    try:
+        value = parse_json(raw, limits.max_depth)
+    except LineError as error:
+        return _problem(number, error.code, error.message)
+    if not isinstance(value, dict):
+        return _problem(number, "wrong_type", "a row must be a JSON object with named columns.")
+    return Row(line=number, values={name: value[name] for name in columns if name in value})
+
+
+class _CsvLines:
+    """Text lines for `csv.reader`; an iterator that goes on after a line that is refused."""
+
+    def __init__(self, stream: BinaryIO, limits: DataLimits) -> None:
+        self._lines = read_lines(stream, limits.max_line_bytes)
+        self._limits = limits
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.number = line.number
+        if line.raw is None:
+            raise LineError("line_too_long", _too_long(line.number, self._limits).message)
+        if b"\0" in line.raw:
+            raise LineError("nul_character", "the line holds a NUL byte; is the file text?")
+        try:
+            # spreadsheets begin their CSV files with a byte order mark
+            text = line.raw.decode("utf-8-sig" if line.number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise LineError(
+                "invalid_utf8", f"byte {error.start + 1} of the line is not UTF-8; save as UTF-8."
+            ) from error
+        return text + "\n"
+
+
+def _csv_rows(path: Path, columns: tuple[str, ...], limits: DataLimits) -> Iterator[Row | Problem]:
+    """RFC 4180 with a header; a quoted field may span lines."""
+    with path.open("rb") as stream:
+        lines = _CsvLines(stream, limits)
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = _next_record(reader, limits)
+        except (csv.Error, LineError) as error:
+            raise DataInvalid(f"line {lines.number}: {_sentence(error)}") from error
+        places = _places(path, header or [], columns)
+        while True:
+            first = lines.number + 1
+            try:
+                record = _next_record(reader, limits)
+            except (csv.Error, LineError) as error:
+                yield _problem(first, getattr(error, "code", "invalid_csv"), _sentence(error))
+                continue
+            if record is None:
+                return
+            if record:
+                yield _csv_row(first, record, header or [], places)
+
+
+def _csv_row(
+    line: int, record: list[str], header: list[str], places: Mapping[str, int]
+) -> Row | Problem:
+    if len(record) != len(header):
+        message = f"the row has {len(record)} fields, but the header has {len(header)}."
+        return _problem(line, "wrong_field_count", message)
+    return Row(line=line, values={name: record[at] for name, at in places.items()})
+
+
+def _next_record(reader: Iterator[list[str]], limits: DataLimits) -> list[str] | None:
+    """The next record, or None at the end. The csv module's field limit is global to the process,
+    so it is ours only for the length of the call.
+    """
+    before = csv.field_size_limit(limits.max_line_bytes)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
+    for name in columns:
+        if header.count(name) > 1:
+            raise DataInvalid(f"{path.name} has more than one column {name!r}; rename one.")
+    _require_columns(path, header, columns)
+    return {name: header.index(name) for name in columns}
+
+
+def _parquet_rows(
+    path: Path, columns: tuple[str, ...], _limits: DataLimits
+) -> Iterator[Row | Problem]:
+    # half a second that only readers of Parquet should pay
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _require_columns(path, file.schema_arrow.names, columns)
+            number = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list(columns)):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield Row(line=number, values=values)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataInvalid(f"{path.name} cannot be read as Parquet: {error}.") from error
+
+
+def _require_columns(path: Path, found: Collection[str], columns: tuple[str, ...]) -> None:
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise DataInvalid(
+            f"{path.name} has no column {missing[0]!r}; its columns are: "
+            f"{', '.join(found) or 'none'}. Say which to use with columns, such as "
+            f"columns src=document."
+        )
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, LineError):
+        return error.message
+    return f"not valid CSV: {error}; quote fields that hold commas, quotes or line ends."
+
+
+def _too_long(line: int, limits: DataLimits) -> Problem:
+    return _problem(
+        line, "line_too_long", f"the line is longer than {limits.max_line_bytes} bytes."
+    )
+
+
+def _problem(line: int, code: str, message: str) -> Problem:
+    return Problem(line=line, path="", code=code, message=message)

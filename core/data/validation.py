@@ -1,0 +1,291 @@
+"""Validation of a whole training file before anything is spent on it.
+
+One pass, one line in memory at a time. Every problem is counted, the first hundred are kept with
+line, path inside the example, code and sentence. No input raises anything but a failure to read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from core.data.lines import LineError, parse_json, read_lines
+from core.data.schema import Format, check_example, detect_format, unknown_keys
+from core.errors import DataInvalid
+
+MAX_REPORTED: Final = 100
+# A file this broken is not the file that was meant; stopping bounds the time it can cost.
+MAX_COUNTED: Final = 10_000
+_DIGEST_BYTES: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataLimits:
+    """What a file may hold. ``min_examples`` 0 leaves the count to the job that uses the file."""
+
+    min_examples: int = 10
+    max_examples: int = 1_000_000
+    max_line_bytes: int = 1024**2
+    max_depth: int = 32
+    #: examples among which repeated ones are found; 16-byte digests, about 100 bytes each
+    max_tracked: int = 200_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """``line`` counts from 1, None for the file as a whole; ``path`` is "" for the whole line."""
+
+    line: int | None
+    path: str
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message if self.line is None else f"line {self.line}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationReport:
+    """What was found. ``n_examples`` counts lines that are examples without a problem.
+
+    ``complete`` is False where reading stopped early: too many problems or examples.
+    """
+
+    format: Format | None
+    n_examples: int
+    n_bytes: int
+    problems: tuple[Problem, ...]
+    n_problems: int
+    warnings: tuple[Problem, ...]
+    complete: bool
+
+    @property
+    def ok(self) -> bool:
+        return not self.n_problems
+
+    @property
+    def first_message(self) -> str | None:
+        """Such as ``line 17: messages[2].content must be a non-empty string; got null.``"""
+        return str(self.problems[0]) if self.problems else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only."""
+        return {
+            "format": self.format,
+            "n_examples": self.n_examples,
+            "n_bytes": self.n_bytes,
+            "n_problems": self.n_problems,
+            "complete": self.complete,
+            "problems": [asdict(problem) for problem in self.problems],
+            "warnings": [asdict(warning) for warning in self.warnings],
+        }
+
+    def raise_if_invalid(self, *, param: str = "training_file") -> None:
+        """``param``: training_file or validation_file.
+
+        Raises:
+            DataInvalid: code invalid_n_examples with OpenAI's sentence, else invalid_<param>.
+        """
+        if self.ok:
+            return
+        first = self.problems[0]
+        if first.code == "invalid_n_examples":
+            raise DataInvalid(first.message, param=param, code=first.code)
+        others = self.n_problems - 1
+        more = f" ({others} more in the file's validation report)" if others else ""
+        raise DataInvalid(
+            f"{first}{more}",
+            param=param,
+            code=f"invalid_{param}",
+            problems=tuple(map(str, self.problems)),
+        )
+
+
+def validate(
+    source: BinaryIO | Path | str,
+    *,
+    limits: DataLimits | None = None,
+    name: str = "Training file",
+) -> ValidationReport:
+    """Check a whole JSONL file. ``name`` opens the sentence about too few examples.
+
+    Raises:
+        OSError: the source cannot be read; nothing else is raised, whatever the bytes.
+    """
+    limits = limits or DataLimits()
+    if isinstance(source, (str, Path)):
+        with Path(source).open("rb") as stream:
+            return _Check(limits).run(stream, name)
+    return _Check(limits).run(source, name)
+
+
+def overlap_warning(
+    training: Path, validation: Path, *, limits: DataLimits | None = None
+) -> Problem | None:
+    """A warning where validation examples are training examples too, else None.
+
+    Byte-equal lines count; memory is bounded by ``limits.max_tracked`` validation examples.
+    """
+    limits = limits or DataLimits()
+    digests: dict[bytes, int] = {}
+    with validation.open("rb") as stream:
+        for line in read_lines(stream, limits.max_line_bytes):
+            if len(digests) == limits.max_tracked:
+                break
+            if line.raw and not line.raw.isspace():
+                digests.setdefault(_digest(line.raw), line.number)
+    found: set[int] = set()
+    with training.open("rb") as stream:
+        for line in read_lines(stream, limits.max_line_bytes):
+            if line.raw and (number := digests.get(_digest(line.raw))) is not None:
+                found.add(number)
+    if not found:
+        return None
+    first = min(found)
+    message = (
+        f"{len(found)} validation example(s) also stand in the training file, so the validation "
+        f"loss will look too good; the first is line {first} of the validation file."
+    )
+    return Problem(line=first, path="", code="train_validation_overlap", message=message)
+
+
+def _digest(raw: bytes) -> bytes:
+    return hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).digest()
+
+
+class _Check:
+    """The state of one pass."""
+
+    def __init__(self, limits: DataLimits) -> None:
+        self.limits = limits
+        self.format: Format | None = None
+        self.format_line = 0
+        self.line = 0
+        self.n_lines = 0
+        self.n_examples = 0
+        self.n_bytes = 0
+        self.n_problems = 0
+        self.problems: list[Problem] = []
+        self.digests: set[bytes] = set()
+        self.n_repeats = 0
+        self.first_repeat = 0
+        self.untracked = False
+        self.extra_keys: dict[str, int] = {}
+
+    def run(self, source: BinaryIO, name: str) -> ValidationReport:
+        first_blank: int | None = None
+        n_blank = 0
+        complete = True
+        for line in read_lines(source, self.limits.max_line_bytes):
+            self.line, raw, n_bytes = line
+            self.n_bytes += n_bytes
+            if raw is None:
+                limit = self.limits.max_line_bytes
+                self._report("", "line_too_long", f"the line is longer than {limit} bytes.")
+                self.n_lines += 1
+            elif not raw or raw.isspace():
+                first_blank = first_blank or self.line
+                n_blank += 1
+            else:
+                if first_blank is not None:
+                    self._report_blank(first_blank)
+                    first_blank = None
+                self.n_lines += 1
+                self._check_line(raw)
+            if self._is_hopeless(n_blank, first_blank):
+                complete = False
+                break
+        return self._finish(name, complete)
+
+    def _report(self, path: str, code: str, message: str, line: int | None = None) -> None:
+        self.n_problems += 1
+        if len(self.problems) < MAX_REPORTED:
+            number = self.line if line is None else line
+            self.problems.append(Problem(line=number, path=path, code=code, message=message))
+
+    def _report_blank(self, first: int) -> None:
+        message = "the line is blank; blank lines may only stand at the end of the file."
+        self._report("", "blank_line", message, first)
+
+    def _check_line(self, raw: bytes) -> None:
+        before = self.n_problems
+        try:
+            value = parse_json(raw, self.limits.max_depth)
+        except LineError as error:
+            self._report("", error.code, error.message)
+            return
+        form = detect_format(value, self._report)
+        if form is None:
+            return
+        if self.format is None:
+            self.format, self.format_line = form, self.line
+        elif form != self.format:
+            message = (
+                f"the example is in {form} format, but line {self.format_line} is in "
+                f"{self.format} format; keep to one format in a file."
+            )
+            self._report("", "mixed_formats", message)
+            return
+        check_example(value, form, self._report)
+        if len(self.extra_keys) < MAX_REPORTED:
+            for key in unknown_keys(value, form):
+                self.extra_keys.setdefault(key[:40], self.line)
+        if self.n_problems == before:
+            self.n_examples += 1
+            self._track(raw)
+
+    def _track(self, raw: bytes) -> None:
+        digest = _digest(raw)
+        if digest in self.digests:
+            self.n_repeats += 1
+            self.first_repeat = self.first_repeat or self.line
+        elif len(self.digests) < self.limits.max_tracked:
+            self.digests.add(digest)
+        else:
+            self.untracked = True
+
+    def _is_hopeless(self, n_blank: int, first_blank: int | None) -> bool:
+        if n_blank >= MAX_COUNTED and first_blank is not None:
+            self._report_blank(first_blank)
+        if self.n_lines > self.limits.max_examples:
+            message = f"the file has more than {self.limits.max_examples} examples; split it."
+            self._report("", "too_many_examples", message)
+            return True
+        return n_blank >= MAX_COUNTED or self.n_problems >= MAX_COUNTED
+
+    def _finish(self, name: str, complete: bool) -> ValidationReport:
+        if complete and self.n_lines < self.limits.min_examples:
+            message = (
+                f"{name} has {self.n_lines} example(s), but must have at least "
+                f"{self.limits.min_examples} examples"
+            )
+            self.n_problems += 1
+            too_few = Problem(line=None, path="", code="invalid_n_examples", message=message)
+            self.problems = [*self.problems[: MAX_REPORTED - 1], too_few]
+        return ValidationReport(
+            format=self.format,
+            n_examples=self.n_examples,
+            n_bytes=self.n_bytes,
+            problems=tuple(self.problems),
+            n_problems=self.n_problems,
+            warnings=tuple(self._warnings()),
+            complete=complete,
+        )
+
+    def _warnings(self) -> list[Problem]:
+        found = []
+        if self.n_repeats:
+            scope = f" among the first {self.limits.max_tracked}" if self.untracked else ""
+            message = (
+                f"{self.n_repeats} example(s) repeat an earlier one{scope}; "
+                f"the first repeat is line {self.first_repeat}."
+            )
+            found.append(
+                Problem(line=self.first_repeat, path="", code="duplicate_example", message=message)
+            )
+        for key, line in self.extra_keys.items():
+            message = f"the key {key!r} is not part of the {self.format} format and is ignored."
+            found.append(Problem(line=line, path=key, code="unknown_key", message=message))
+        return found

@@ -1,0 +1,72 @@
+"""Use cases. Each takes an open session and ``now`` (aware UTC) and leaves the commit to the edge.
+
+``customer``     what the API does for a caller: submit, cancel, pause, resume
+``files``        uploads and results
+``models``       fine-tuned models
+``idempotency``  one effect for a request that is sent twice
+``work``         what the owner of a job does: claim, heartbeat, report
+``evidence``     the owner's energy samples and checkpoints
+``endings``      how the owner lets go: succeed, fail, cancelled, paused, hold, release
+``sweeper``      settles the jobs whose owner is gone
+
+Every write of a worker is conditional on its fence. `LeaseLost` means: somebody else decides about
+the job now, stop and write nothing more.
+"""
+
+from core.jobs.service.customer import cancel, pause, resume, submit
+from core.jobs.service.endings import (
+    cancelled,
+    fail,
+    hold,
+    pause_for_budget,
+    paused,
+    release,
+    succeed,
+)
+from core.jobs.service.evidence import record_checkpoint, record_energy
+from core.jobs.service.files import create_file, delete_file
+from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
+from core.jobs.service.models import delete_model
+from core.jobs.service.sweeper import sweep
+from core.jobs.service.work import (
+    append_event,
+    claim,
+    heartbeat,
+    held,
+    record_plan,
+    record_progress,
+    set_baseline,
+    started,
+    validated,
+)
+
+__all__ = [
+    "append_event",
+    "begin_idempotent",
+    "cancel",
+    "cancelled",
+    "claim",
+    "create_file",
+    "delete_file",
+    "delete_model",
+    "fail",
+    "finish_idempotent",
+    "heartbeat",
+    "held",
+    "hold",
+    "pause",
+    "pause_for_budget",
+    "paused",
+    "record_checkpoint",
+    "record_energy",
+    "record_plan",
+    "record_progress",
+    "release",
+    "resume",
+    "set_baseline",
+    "started",
+    "submit",
+    "succeed",
+    "sweep",
+    "validated",
+]

@@ -1,0 +1,137 @@
+"""What a running attempt leaves behind for good: energy samples and checkpoints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from core.errors import InvalidInput
+from core.jobs import ids
+from core.jobs.lifecycle import CHECKPOINT_MESSAGE, Status
+from core.jobs.records import CheckpointRecord, EnergyRecord, NewCheckpoint
+from core.jobs.store.jobs import last_checkpoint
+from core.jobs.store.rows import FRESH, insert_on_conflict, job_record, record
+from core.jobs.store.transitions import NewEvent, lock_owned, refusal, write_owned
+from core.jobs.tables import Attempt, Checkpoint, EnergySample, Job
+from core.units import emissions_g
+
+#: SQLite takes 32,766 values in one statement; a sample has 12
+_SAMPLES_A_STATEMENT = 1000
+
+
+def record_energy(
+    session: Session, job_id: str, fence: int, samples: Sequence[EnergyRecord]
+) -> None:
+    """Add samples to the attempt's and the job's totals; a sample already stored changes nothing.
+
+    Raises:
+        InvalidInput: energy that is negative or not finite, or an interval that ends before it
+            starts.
+    """
+    for sample in samples:
+        _require_physical(sample)
+    lock_owned(session, job_id, fence)
+    added_j = added_g = 0.0
+    for start in range(0, len(samples), _SAMPLES_A_STATEMENT):
+        for energy_j, intensity in _insert_new(
+            session, job_id, fence, samples[start : start + _SAMPLES_A_STATEMENT]
+        ):
+            added_j += energy_j
+            added_g += 0.0 if intensity is None else emissions_g(energy_j, intensity)
+    write_owned(
+        session,
+        job_id,
+        fence,
+        values={"energy_j": Job.energy_j + added_j, "emissions_g": Job.emissions_g + added_g},
+    )
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.number == fence)
+        .values(energy_j=Attempt.energy_j + added_j, emissions_g=Attempt.emissions_g + added_g),
+        execution_options=FRESH,
+    )
+
+
+def _require_physical(sample: EnergyRecord) -> None:
+    if not (math.isfinite(sample.energy_j) and sample.energy_j >= 0):
+        raise InvalidInput(
+            f"energy_j of {sample.device} at {sample.started_at} must be finite and 0 or more; "
+            f"got {sample.energy_j}.",
+            param="energy_j",
+        )
+    if sample.ended_at < sample.started_at:
+        raise InvalidInput(
+            f"The sample of {sample.device} at {sample.started_at} ends before it starts.",
+            param="ended_at",
+        )
+    intensity = sample.intensity_g_per_kwh
+    if intensity is not None and not (math.isfinite(intensity) and intensity >= 0):
+        raise InvalidInput(
+            f"intensity_g_per_kwh must be finite and 0 or more, or None; got {intensity}.",
+            param="intensity_g_per_kwh",
+        )
+
+
+def _insert_new(
+    session: Session, job_id: str, fence: int, samples: Sequence[EnergyRecord]
+) -> list[tuple[float, float | None]]:
+    """Energy and intensity of those samples that were not stored before."""
+    names = [f.name for f in fields(EnergyRecord) if f.name != "attempt"]
+    rows = [
+        {name: getattr(sample, name) for name in names} | {"job_id": job_id, "attempt": fence}
+        for sample in samples
+    ]
+    statement = (
+        insert_on_conflict(session, EnergySample)
+        .values(rows)
+        .on_conflict_do_nothing()
+        .returning(EnergySample.energy_j, EnergySample.intensity_g_per_kwh)
+    )
+    return [(row[0], row[1]) for row in session.execute(statement, execution_options=FRESH)]
+
+
+def record_checkpoint(
+    session: Session, job_id: str, fence: int, checkpoint: NewCheckpoint, *, now: datetime
+) -> CheckpointRecord:
+    """Write down a checkpoint whose manifest has been uploaded, with its event.
+
+    A checkpoint beyond all earlier ones is progress: it clears the counts of deaths and retries.
+    Written again for the same step, it replaces the first.
+    """
+    job = lock_owned(session, job_id, fence)
+    if job.status is not Status.RUNNING:
+        raise refusal(job, frozenset({Status.RUNNING}))
+    last = last_checkpoint(session, job_id)
+    statement = select(Checkpoint).where(
+        Checkpoint.job_id == job_id, Checkpoint.step == checkpoint.step
+    )
+    row = session.scalars(statement, execution_options=FRESH).one_or_none()
+    if row is None:
+        model = ids.checkpoint_model(job_record(job).model_name, checkpoint.step)
+        row = Checkpoint(
+            id=ids.new_id(ids.CHECKPOINT), job_id=job_id, step=checkpoint.step, model=model
+        )
+        session.add(row)
+    elif (row.attempt, row.prefix) == (fence, checkpoint.prefix):
+        return record(CheckpointRecord, row)
+    row.created_at = now
+    row.attempt = fence
+    row.prefix = checkpoint.prefix
+    row.n_bytes = checkpoint.n_bytes
+    row.metrics = dict(checkpoint.metrics)
+    session.flush()
+    is_progress = last is None or checkpoint.step > last.step
+    write_owned(
+        session,
+        job_id,
+        fence,
+        values={"deaths": 0, "retries": 0} if is_progress else {},
+        events=[NewEvent(message=CHECKPOINT_MESSAGE.format(step=checkpoint.step))],
+        now=now,
+    )
+    return record(CheckpointRecord, row)

@@ -1,0 +1,290 @@
+"""The mapped classes. ``migrations/`` builds the same schema; ``alembic check`` compares them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Double,
+    Enum,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from core.jobs.columns import AsJson, FreeText, UtcDateTime, flat_record
+from core.jobs.lifecycle import Status
+from core.jobs.records import Baseline, Hyperparameters, JobError, Progress
+from core.spec import JobSpec
+
+_ID = String(40)
+_WORD = String(40)
+_NAME = String(255)
+_STATUS = Enum(
+    Status,
+    native_enum=False,
+    create_constraint=False,
+    length=40,
+    values_callable=lambda kind: [member.value for member in kind],
+)
+# the jobs that a worker or the sweeper may look at: few, however long the history
+_CLAIMABLE = text("status IN ('validating_files', 'queued', 'running')")
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        str: Text,
+        int: Integer,
+        float: Double,
+        bool: Boolean,
+        datetime: UtcDateTime,
+    }
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    tenant: Mapped[str] = mapped_column(_NAME, index=True)
+    name: Mapped[str] = mapped_column(_NAME)
+    sha256: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[frozenset[str]] = mapped_column(AsJson(load=frozenset, dump=sorted))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class File(Base):
+    __tablename__ = "files"
+    __table_args__ = (Index(None, "tenant", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    tenant: Mapped[str] = mapped_column(_NAME)
+    filename: Mapped[str]
+    purpose: Mapped[str] = mapped_column(_WORD)
+    n_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    object_key: Mapped[str]
+    status: Mapped[str] = mapped_column(_WORD)
+    status_details: Mapped[str | None] = mapped_column(FreeText)
+    validation: Mapped[dict[str, Any] | None] = mapped_column(AsJson())
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    #: the row outlives the deletion, so that an object left behind can be found
+    deleted_at: Mapped[datetime | None]
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "tenant", "created_at", "id"),
+        Index(
+            "ix_jobs_claim",
+            "priority",
+            "created_at",
+            postgresql_where=_CLAIMABLE,
+            sqlite_where=_CLAIMABLE,
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    tenant: Mapped[str] = mapped_column(_NAME)
+    status: Mapped[Status] = mapped_column(_STATUS)
+    spec: Mapped[JobSpec] = mapped_column(AsJson(load=JobSpec.from_dict, dump=JobSpec.to_dict))
+    #: "metadata" in the database; the name is taken in a mapped class
+    labels: Mapped[dict[str, str] | None] = mapped_column("metadata", AsJson())
+    training_file: Mapped[str] = mapped_column(_ID)
+    validation_file: Mapped[str | None] = mapped_column(_ID)
+    priority: Mapped[int] = mapped_column(SmallInteger, default=0)
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+
+    fence: Mapped[int] = mapped_column(default=0)
+    lease_until: Mapped[datetime | None]
+    worker: Mapped[str | None] = mapped_column(_NAME)
+    not_before: Mapped[datetime | None]
+    #: when a message for this job was last sent, or about to be
+    nudged_at: Mapped[datetime | None]
+    deaths: Mapped[int] = mapped_column(default=0)
+    retries: Mapped[int] = mapped_column(default=0)
+    cancel_requested_at: Mapped[datetime | None]
+    pause_requested_at: Mapped[datetime | None]
+
+    progress: Mapped[Progress] = mapped_column(flat_record(Progress), default=Progress)
+    hyperparameters: Mapped[Hyperparameters | None] = mapped_column(flat_record(Hyperparameters))
+    estimated_finish: Mapped[datetime | None]
+    error: Mapped[JobError | None] = mapped_column(flat_record(JobError))
+    result_files: Mapped[tuple[str, ...]] = mapped_column(
+        AsJson(load=tuple, dump=list), default=tuple
+    )
+    fine_tuned_model: Mapped[str | None]
+
+    hold_reason: Mapped[str | None]
+    planned_start: Mapped[datetime | None]
+    planned_finish: Mapped[datetime | None]
+    baseline: Mapped[Baseline | None] = mapped_column(flat_record(Baseline))
+    energy_j: Mapped[float] = mapped_column(default=0.0)
+    emissions_g: Mapped[float] = mapped_column(default=0.0)
+    #: the last event's ``seq``
+    n_events: Mapped[int] = mapped_column(default=0)
+
+
+class Attempt(Base):
+    """One claim; ``number`` is its fence."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(_NAME)
+    started_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(_WORD)
+    from_step: Mapped[int]
+    energy_j: Mapped[float] = mapped_column(default=0.0)
+    emissions_g: Mapped[float] = mapped_column(default=0.0)
+
+
+class Event(Base):
+    """Append-only."""
+
+    __tablename__ = "events"
+    __table_args__ = (UniqueConstraint("job_id", "seq"),)
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    seq: Mapped[int]
+    created_at: Mapped[datetime]
+    level: Mapped[str] = mapped_column(_WORD)
+    message: Mapped[str] = mapped_column(FreeText)
+    type: Mapped[str] = mapped_column(_WORD)
+    data: Mapped[dict[str, Any] | None] = mapped_column(AsJson())
+
+
+class Checkpoint(Base):
+    """Complete checkpoints only."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"),)
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime]
+    attempt: Mapped[int]
+    step: Mapped[int]
+    prefix: Mapped[str]
+    n_bytes: Mapped[int] = mapped_column(BigInteger)
+    metrics: Mapped[dict[str, float]] = mapped_column(AsJson())
+    model: Mapped[str]
+
+
+class EnergySample(Base):
+    """Append-only; the key makes writing a window twice harmless."""
+
+    __tablename__ = "energy_samples"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    device: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(primary_key=True)
+    ended_at: Mapped[datetime]
+    energy_j: Mapped[float]
+    method: Mapped[str] = mapped_column(_WORD)
+    intensity_g_per_kwh: Mapped[float | None]
+    intensity_kind: Mapped[str | None] = mapped_column(_WORD)
+    intensity_source: Mapped[str | None] = mapped_column(_NAME)
+    intensity_is_estimated: Mapped[bool | None]
+    zone: Mapped[str | None] = mapped_column(_WORD)
+
+
+class Model(Base):
+    """Fine-tuned models."""
+
+    __tablename__ = "models"
+    __table_args__ = (Index(None, "tenant", "created_at"),)
+
+    id: Mapped[str] = mapped_column(String(512), primary_key=True)
+    tenant: Mapped[str] = mapped_column(_NAME)
+    base_model: Mapped[str]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    created_at: Mapped[datetime]
+    prefix: Mapped[str]
+    n_bytes: Mapped[int] = mapped_column(BigInteger)
+    #: as in `File`
+    deleted_at: Mapped[datetime | None]
+
+
+class ModelProfile(Base):
+    """What jobs found out about a base model."""
+
+    __tablename__ = "model_profiles"
+
+    model: Mapped[str] = mapped_column(String(512), primary_key=True)
+    rho_min: Mapped[float]
+    updated_at: Mapped[datetime]
+
+
+class StepCost(Base):
+    """What jobs measured in their first steps, per base model, hardware and rho."""
+
+    __tablename__ = "step_costs"
+
+    model: Mapped[str] = mapped_column(String(512), primary_key=True)
+    hardware: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    #: rounded to a hundredth, so that there are few
+    rho: Mapped[float] = mapped_column(primary_key=True)
+    s_per_token: Mapped[float]
+    j_per_token: Mapped[float]
+    updated_at: Mapped[datetime]
+
+
+class SignalText(Base):
+    """What a live carbon signal has told; the text is `core.carbon`'s business."""
+
+    __tablename__ = "signal_texts"
+
+    key: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    text: Mapped[str] = mapped_column(Text)
+    updated_at: Mapped[datetime]
+
+
+class Worker(Base):
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    slots: Mapped[int]
+    started_at: Mapped[datetime]
+    seen_at: Mapped[datetime]
+
+
+class Idempotency(Base):
+    """A request that must take effect once; ``status_code`` is NULL while it is under way."""
+
+    __tablename__ = "idempotency"
+
+    tenant: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    route: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    key: Mapped[str] = mapped_column(_NAME, primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    status_code: Mapped[int | None]
+    body: Mapped[str | None]

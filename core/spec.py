@@ -1,0 +1,389 @@
+"""What a job is asked to do: frozen, self-validating, and plain JSON at the borders.
+
+A spec is written once, when the job is accepted, and never changes; what is found out later
+(resolved batch size, measured rho, energy) lives beside it in the job's row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any, Literal, Self, TypeVar, get_args
+
+from core.errors import InvalidInput, UnknownParameter, UnsupportedMethod
+
+Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
+METHODS: tuple[str, ...] = get_args(Method)
+#: methods that train tensors added to the model, and leave its own as they are
+ADAPTER_METHODS: tuple[str, ...] = ("lora", "prefix", "green_lora")
+ImportanceName = Literal["importance", "random", "magnitude", "fisher"]
+LossOn = Literal["assistant", "all"]
+Schedule = Literal["linear", "cosine", "constant"]
+PrefixReuseChoice = Literal["auto", "on", "off"]
+Metric = Literal["rouge1", "rouge2", "rougeL", "exact_match", "f1", "accuracy"]
+METRICS: tuple[str, ...] = get_args(Metric)
+DecodingName = Literal["greedy", "beam"]
+Timing = Literal["now", "green"]
+OnBudget = Literal["pause", "stop_and_save", "fail"]
+
+# Backward costs at most twice the forward, so no selection can go below a third of full
+# fine-tuning while every forward pass is paid in full (GreenTrainer, section 3).
+RHO_FLOOR = 1 / 3
+SEED_MAX = 2**31 - 1
+#: where a job leaves them open; the learning-rate rule was measured at this batch size
+DEFAULT_EPOCHS = 3
+DEFAULT_BATCH_SIZE = 4
+#: of a JSONL line per token that is trained on, where nothing was tokenised yet
+BYTES_PER_TOKEN = 4.0
+_T = TypeVar("_T")
+_MOMENTS = ("earliest_start", "deadline")
+_SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def _require(ok: bool, param: str, rule: str, got: object) -> None:
+    if not ok:
+        raise InvalidInput(f"{param} must be {rule}; got {got!r}.", param=param)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How to train. ``None`` means: resolved from the data, the method and the model."""
+
+    n_epochs: int | None = None
+    #: samples per optimiser step are ``batch_size * gradient_accumulation``
+    batch_size: int | None = None
+    gradient_accumulation: int = 1
+    #: peak rate; None: the method's own rule
+    learning_rate: float | None = None
+    #: scales the rule's rate (OpenAI's hyperparameter)
+    learning_rate_multiplier: float | None = None
+    schedule: Schedule = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    #: tokens of prompt kept (the oldest are cut) and of answer kept; None: the model's context
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    loss_on: LossOn = "assistant"
+    #: stop after so many optimiser steps, whatever the epochs say
+    max_steps: int | None = None
+    #: epochs between two selections (may be a fraction)
+    selection_interval: float = 1.0
+    checkpoint_every_s: float = 600.0
+    #: store hidden states below what is trained; auto: where data passes twice between selections
+    prefix_reuse: PrefixReuseChoice = "auto"
+
+    def __post_init__(self) -> None:
+        at = "green.training."
+        hyper = "hyperparameters."
+        if self.n_epochs is not None:
+            _require(1 <= self.n_epochs <= 50, hyper + "n_epochs", "1..50", self.n_epochs)
+        if self.batch_size is not None:
+            _require(1 <= self.batch_size <= 256, hyper + "batch_size", "1..256", self.batch_size)
+        _require(
+            1 <= self.gradient_accumulation <= 1024,
+            at + "gradient_accumulation",
+            "1..1024",
+            self.gradient_accumulation,
+        )
+        for name in ("learning_rate", "learning_rate_multiplier"):
+            value = getattr(self, name)
+            where = (at if name == "learning_rate" else hyper) + name
+            _require(
+                value is None or (_is_number(value) and 0 < value < 1e6),
+                where,
+                "a number above 0",
+                value,
+            )
+        _require(
+            self.schedule in get_args(Schedule),
+            at + "schedule",
+            f"one of {', '.join(get_args(Schedule))}",
+            self.schedule,
+        )
+        _require(0 <= self.warmup_ratio < 1, at + "warmup_ratio", "in [0, 1)", self.warmup_ratio)
+        _require(self.weight_decay >= 0, at + "weight_decay", "0 or more", self.weight_decay)
+        _require(self.max_grad_norm > 0, at + "max_grad_norm", "above 0", self.max_grad_norm)
+        for name in ("max_input_tokens", "max_output_tokens", "max_steps"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, at + name, "1 or more", value)
+        _require(self.loss_on in get_args(LossOn), at + "loss_on", "assistant or all", self.loss_on)
+        _require(
+            self.selection_interval > 0,
+            at + "selection_interval",
+            "above 0",
+            self.selection_interval,
+        )
+        _require(
+            self.checkpoint_every_s > 0,
+            at + "checkpoint_every_s",
+            "above 0",
+            self.checkpoint_every_s,
+        )
+        _require(
+            self.prefix_reuse in get_args(PrefixReuseChoice),
+            at + "prefix_reuse",
+            f"one of {', '.join(get_args(PrefixReuseChoice))}",
+            self.prefix_reuse,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodOptions:
+    """What a method is told beyond rho; the defaults are the GreenTrainer paper's baselines."""
+
+    #: last_k: blocks to train, counted from the loss; None: as many as rho pays for
+    k: int | None = None
+    #: lora, green_lora: rank and scale of the adapters, and the dropout before them
+    r: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    #: prefix: virtual tokens in front of every layer's keys and values
+    n_virtual_tokens: int = 20
+    #: lora, green_lora: deliver a plain model with the adapters added in, not the adapters alone
+    merge: bool = False
+
+    def __post_init__(self) -> None:
+        at = "green.options."
+        for name, most in (("k", 1000), ("r", 1024), ("n_virtual_tokens", 1024)):
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            is_unset = value is None and name == "k"
+            _require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
+        is_scale = _is_number(self.alpha) and 0 < self.alpha < math.inf
+        _require(is_scale, at + "alpha", "a number above 0", self.alpha)
+        is_share = _is_number(self.dropout) and 0 <= self.dropout < 1
+        _require(is_share, at + "dropout", "in [0, 1)", self.dropout)
+        _require(isinstance(self.merge, bool), at + "merge", "true or false", self.merge)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GreenOptions:
+    """The share of full fine-tuning's FLOPs to spend, and the grid it is spent on."""
+
+    method: Method = "green"
+    options: MethodOptions = field(default_factory=MethodOptions)
+    #: what green and green_lora rank tensors by; all but the first are there for comparison
+    importance: ImportanceName = "importance"
+    #: share of full fine-tuning's FLOPs, (0, 1], or "auto": set from the grid's intensity
+    rho: float | Literal["auto"] = "auto"
+    #: grid zone such as "FR" or "US-CAL-CISO"; None: world average, reported as such
+    zone: str | None = None
+    #: start at once, or wait for (and pause between) the zone's greener hours
+    schedule: Timing = "now"
+    #: aware UTC
+    earliest_start: datetime | None = None
+    deadline: datetime | None = None
+    #: so long after submission (or ``earliest_start``) the job is not held back any more
+    max_hold_s: float | None = None
+    #: of the whole job, all attempts, with the building's share (PUE)
+    energy_budget_wh: float | None = None
+    carbon_budget_g: float | None = None
+    #: once a budget is spent: wait for the caller, keep the model as it is, or fail
+    on_budget: OnBudget = "pause"
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UnsupportedMethod(
+                f"green.method must be one of {', '.join(METHODS)}; got {self.method!r}.",
+                param="green.method",
+            )
+        rankings = get_args(ImportanceName)
+        among = f"one of {', '.join(rankings)}"
+        _require(self.importance in rankings, "green.importance", among, self.importance)
+        if self.options.merge and self.method == "prefix":
+            raise InvalidInput(
+                "A prefix is no change of weights and cannot be merged into them; leave "
+                "green.options.merge out.",
+                param="green.options.merge",
+            )
+        if self.rho != "auto":
+            _require(
+                _is_number(self.rho) and 0 < float(self.rho) <= 1,
+                "green.rho",
+                'a number above 0 and at most 1, or "auto"',
+                self.rho,
+            )
+        for name, known in (("schedule", Timing), ("on_budget", OnBudget)):
+            words = get_args(known)
+            value = getattr(self, name)
+            _require(value in words, f"green.{name}", f"one of {', '.join(words)}", value)
+        for name in ("max_hold_s", "energy_budget_wh", "carbon_budget_g"):
+            value = getattr(self, name)
+            ok = value is None or (_is_number(value) and 0 < value < math.inf)
+            _require(ok, f"green.{name}", "a number above 0", value)
+        self._check_moments()
+
+    def _check_moments(self) -> None:
+        for name in _MOMENTS:
+            moment = getattr(self, name)
+            if moment is not None:
+                aware = isinstance(moment, datetime) and moment.tzinfo is not None
+                _require(aware, f"green.{name}", "a moment with its time zone", moment)
+                object.__setattr__(self, name, moment.astimezone(UTC))
+        if self.earliest_start is not None and self.deadline is not None:
+            _require(
+                self.deadline > self.earliest_start,
+                "green.deadline",
+                f"after green.earliest_start, {self.earliest_start.isoformat()}",
+                self.deadline.isoformat(),
+            )
+
+    @property
+    def follows_rho(self) -> bool:
+        """Whether ``rho`` decides what is trained; the cost of the others is what it is."""
+        is_open = self.method == "last_k" and self.options.k is None
+        return is_open or self.method in ("green", "green_lora")
+
+    @property
+    def has_budget(self) -> bool:
+        return self.energy_budget_wh is not None or self.carbon_budget_g is not None
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether anything but "start now, at this rho" was asked for."""
+        bounds = (self.earliest_start, self.deadline)
+        return self.schedule == "green" or self.has_budget or bounds != (None, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalOptions:
+    """Held-out questions that the model answers before and after training."""
+
+    #: what the answers are scored by; empty: the task's own metrics, or rougeL
+    metrics: tuple[str, ...] = ()
+    #: of the validation file, from its beginning
+    max_examples: int = 100
+    #: greedy, or beam: the GreenTrainer paper's beam search with its repetition penalty
+    decoding: DecodingName = "greedy"
+    #: of an answer; None: as the task says, or 64
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        at = "green.eval."
+        listed = isinstance(self.metrics, (list, tuple))
+        _require(listed, at + "metrics", "a list of metrics", self.metrics)
+        for name in self.metrics:
+            _require(name in METRICS, at + "metrics", f"of {', '.join(METRICS)}", name)
+        # JSON has lists only; each metric counts once
+        object.__setattr__(self, "metrics", tuple(dict.fromkeys(self.metrics)))
+        for name, most in (("max_examples", 100_000), ("max_new_tokens", 4096)):
+            value = getattr(self, name)
+            is_whole = isinstance(value, int) and not isinstance(value, bool)
+            is_unset = value is None and name == "max_new_tokens"
+            _require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
+        _require(
+            self.decoding in get_args(DecodingName),
+            at + "decoding",
+            f"one of {', '.join(get_args(DecodingName))}",
+            self.decoding,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskOptions:
+    """The files are tables whose rows a task's template turns into prompts and answers."""
+
+    #: of `core.data.tasks.TASKS`
+    name: str
+    #: field of the template -> column of the files, where it differs from the task's own
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        texts = [self.name, *self.columns, *self.columns.values()]
+        _require(
+            all(isinstance(text, str) and text for text in texts), "task", "made of names", texts
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One fine-tuning job.
+
+    ``training_file`` and ``validation_file`` are file ids (service) or paths (``greentune run``).
+    """
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: str | None = None
+    seed: int = 0
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    green: GreenOptions = field(default_factory=GreenOptions)
+    #: None: the files are chat or prompt/completion JSONL
+    task: TaskOptions | None = None
+    #: None: nothing is asked; needs a validation file
+    eval: EvalOptions | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.seed <= SEED_MAX, "seed", f"0..{SEED_MAX}", self.seed)
+        _require(
+            self.suffix is None or _SUFFIX.fullmatch(self.suffix) is not None,
+            "suffix",
+            "1 to 64 letters, digits, '.', '_' or '-'",
+            self.suffix,
+        )
+        if self.eval is not None and self.validation_file is None:
+            raise InvalidInput(
+                "green.eval asks about the examples of a validation file; give validation_file.",
+                param="green.eval",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types only; the inverse of `from_dict`."""
+        values = asdict(self)
+        for name in _MOMENTS:
+            moment = values["green"][name]
+            values["green"][name] = None if moment is None else moment.isoformat()
+        if self.eval is not None:
+            values["eval"]["metrics"] = list(self.eval.metrics)
+        return values
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        values = dict(raw)
+        values["training"] = _build(TrainingOptions, values.get("training") or {})
+        green = dict(values.get("green") or {})
+        for name in _MOMENTS:
+            if isinstance(green.get(name), str):
+                green[name] = datetime.fromisoformat(green[name])
+        if isinstance(green.get("options"), dict):
+            green["options"] = _build(MethodOptions, green["options"])
+        values["green"] = _build(GreenOptions, green)
+        if values.get("task") is not None:
+            values["task"] = _build(TaskOptions, values["task"])
+        if values.get("eval") is not None:
+            values["eval"] = _build(EvalOptions, values["eval"])
+        return _build(cls, values)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        return cls.from_dict(json.loads(text))
+
+
+def _build(kind: type[_T], values: dict[str, Any]) -> _T:
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UnknownParameter(
+            f"Unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}.", param=unknown[0]
+        )
+    return kind(**values)
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Reject naive datetimes at the border; everything inside is aware UTC."""
+    if moment.tzinfo is None:
+        raise InvalidInput(f"{moment.isoformat()} has no time zone; write it in UTC, e.g. ...Z.")
+    return moment.astimezone(UTC)

@@ -1,0 +1,159 @@
+"""Adapters by the PEFT library: a few trained tensors on a model that stays as it is.
+
+``lora``: low-rank factors beside the query and value projections (Hu et al., arXiv 2106.09685), by
+PEFT's own table of architectures; every linear layer where the table does not know one.
+``green_lora``: on every linear layer, for the selector to choose from. ``prefix``: trained keys and
+values in front of every layer's own (Li and Liang, arXiv 2101.00190).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import peft
+import torch
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+from transformers.pytorch_utils import Conv1D
+
+from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported
+from core.spec import ADAPTER_METHODS, MethodOptions
+
+#: PEFT's name for its description of an adapter folder
+ADAPTER_CONFIG: Final = "adapter_config.json"
+
+
+def add_adapters(
+    model: Any, method: str, options: MethodOptions, *, base_name: str, seed: int
+) -> Any:
+    """``model`` inside its adapters; nothing else of it can be trained from here on.
+
+    Args:
+        method: of `core.spec.ADAPTER_METHODS`.
+        base_name: what the adapter's own files call the model.
+        seed: of the adapters' first weights; torch's generators are left as they are.
+
+    Raises:
+        ModelUnsupported: PEFT cannot adapt this model.
+    """
+    assert method in ADAPTER_METHODS, method
+    config = _prefix(model, options) if method == "prefix" else _lora(model, method, options)
+    try:
+        with _quiet(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            adapted = peft.get_peft_model(model, config)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ModelUnsupported(
+            f"{type(model).__name__} cannot be tuned by {method}: {error}", param="green.method"
+        ) from error
+    adapted.peft_config["default"].base_model_name_or_path = base_name
+    return adapted.train()
+
+
+def is_adapted(model: Any) -> bool:
+    return isinstance(model, peft.PeftModel)
+
+
+def base_name_of(model: Any) -> str:
+    """What an adapted model's adapter calls the model inside it."""
+    return str(model.active_peft_config.base_model_name_or_path)
+
+
+def merged(model: Any) -> Any:
+    """The plain model with its adapters added in. In place: ``model`` is of no use afterwards.
+
+    Raises:
+        InvalidInput: a prefix, which is no change of weights.
+    """
+    if n_virtual_tokens(model):
+        raise InvalidInput(
+            "A model tuned by prefix cannot be merged into plain weights; use its base model with "
+            "the adapter, or tune from the base.",
+            param="model",
+        )
+    with _quiet():
+        return model.merge_and_unload()
+
+
+def is_adapter_folder(folder: Path) -> bool:
+    return (folder / ADAPTER_CONFIG).is_file()
+
+
+def base_of(folder: Path) -> str:
+    """What the adapter in ``folder`` calls its base model. Raises ModelUnavailable."""
+    try:
+        return str(json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
+    except (OSError, KeyError, ValueError) as error:
+        raise ModelUnavailable(
+            f"{folder} is not a whole adapter: {error!r}.", param="model"
+        ) from error
+
+
+def tuned(model: Any, folder: Path) -> Any:
+    """``model`` as the adapter in ``folder`` makes it: merged, or inside its prefix.
+
+    Raises:
+        ModelUnavailable: the adapter belongs to another model.
+    """
+    try:
+        with _quiet():
+            adapted = peft.PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ModelUnavailable(
+            f"The adapter in {folder} does not fit {base_of(folder)}: {error}", param="model"
+        ) from error
+    return adapted if n_virtual_tokens(adapted) else merged(adapted)
+
+
+def n_virtual_tokens(model: Any) -> int:
+    """Places of its context that a model's prefix takes; 0 without one."""
+    if not is_adapted(model) or not model.active_peft_config.is_prompt_learning:
+        return 0
+    return int(model.active_peft_config.num_virtual_tokens)
+
+
+def _lora(model: Any, method: str, options: MethodOptions) -> peft.LoraConfig:
+    known = model.config.model_type in TARGETS
+    return peft.LoraConfig(
+        task_type=_task(model),
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        # None: by PEFT's table
+        target_modules=None if known and method == "lora" else "all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+
+
+def _prefix(model: Any, options: MethodOptions) -> peft.PrefixTuningConfig:
+    config = model.config
+    # PEFT takes the encoder's number of layers where the two differ
+    n_decoder = getattr(config, "num_decoder_layers", None) or getattr(
+        config, "decoder_layers", None
+    )
+    return peft.PrefixTuningConfig(
+        task_type=_task(model),
+        num_virtual_tokens=options.n_virtual_tokens,
+        num_layers=n_decoder if config.is_encoder_decoder else None,
+    )
+
+
+def _task(model: Any) -> str:
+    return "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Two warnings that nobody can act on: PEFT asks for an attribute that transformers 5 has
+    renamed; and an untied T5 stays untied when merged, though its configuration says tied.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning
+        )
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        yield

@@ -1,0 +1,247 @@
+"""GreenTrainer inside somebody else's script: a callback for transformers' Trainer and TRL's.
+
+::
+
+    Trainer(model=..., args=..., train_dataset=..., callbacks=[GreenTrainerCallback(rho=0.5)])
+
+The same engine as in our own loop (profile, importance, selector); data, loss, optimiser, precision
+and checkpoints stay the trainer's. At each selection a probe batch goes through the model once,
+importance is taken from the trainer's own Adam moments, and the chosen tensors' requires_grad flags
+are set. Nothing else is touched: weights, gradients, moments and random numbers are what they were.
+
+Costs are those of ``model(**batch).loss`` on batches of the training data. Where a trainer computes
+its loss another way (TRL's fused head), the share spent differs by what that way costs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from random import Random
+from typing import Any, Final, Literal
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+from transformers.training_args import ParallelMode
+
+from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
+from core.training.costs import FlopsProfile
+from core.training.flops import profile
+from core.training.importance import sum_over_gradients
+from core.training.optimiser import adamw_gain
+from core.training.selector import select
+
+#: batches whose mean cost is taken for the data's
+_PROFILED_BATCHES: Final = 4
+#: where accelerate and TRL put a wrapped forward: on the instance, in front of the class's own
+_WRAPPED: Final = ("forward", "_original_forward")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """One selection, in force from the optimiser step after ``step``."""
+
+    step: int
+    epoch: float
+    names: tuple[str, ...]
+    #: share of full fine-tuning's FLOPs that a mean step will cost
+    rho_planned: float
+
+
+class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[misc]  # no types
+    """Trains what is worth it: at most ``rho`` of full fine-tuning's FLOPs a step.
+
+    Args:
+        rho: share of full fine-tuning's FLOPs, (0, 1].
+        every: optimiser steps between two selections, or "epoch".
+        n_probes: batches that importance is averaged over; each costs a full training step.
+        seed: of the probe batches' samples.
+
+    Attributes:
+        selections: `Selected`, the newest last; saved and restored with the trainer's checkpoints.
+
+    Raises (in training):
+        RhoInfeasible: no tensor can be trained for that share; carries the lowest feasible one.
+        UnsupportedMethod: an optimiser other than AdamW, or a model spread over processes.
+        InvalidInput: data without a length, which no probe can be drawn from.
+        ModelUnsupported: a model that cannot be profiled.
+    """
+
+    def __init__(
+        self,
+        rho: float = 0.5,
+        *,
+        every: int | Literal["epoch"] = "epoch",
+        n_probes: int = 1,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < rho <= 1:
+            raise InvalidInput(f"rho must be above 0 and at most 1; got {rho!r}.", param="rho")
+        if every != "epoch" and (isinstance(every, bool) or every < 1):
+            raise InvalidInput(f'every must be 1 or more, or "epoch"; got {every!r}.')
+        if n_probes < 1:
+            raise InvalidInput(f"n_probes must be 1 or more; got {n_probes!r}.")
+        self.rho = rho
+        self.every = every
+        self.n_probes = n_probes
+        self.seed = seed
+        self.selections: list[Selected] = []
+        self._profile: FlopsProfile | None = None
+        self._candidates: dict[str, torch.nn.Parameter] = {}
+
+    # ---- saved with the trainer's checkpoints
+
+    def state(self) -> dict[str, Any]:
+        settings = {name: getattr(self, name) for name in ("rho", "every", "n_probes", "seed")}
+        return {"args": settings, "attributes": {"history": [asdict(s) for s in self.selections]}}
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """``selections`` as plain JSON, which is how a trainer stores them."""
+        return [asdict(selected) for selected in self.selections]
+
+    @history.setter
+    def history(self, stored: Sequence[Mapping[str, Any]]) -> None:
+        self.selections = [Selected(**{**one, "names": tuple(one["names"])}) for one in stored]
+
+    # ---- the trainer's events
+
+    def on_train_begin(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
+        """Profile the model, and take up the selection of the checkpoint if there is one."""
+        if args.parallel_mode is ParallelMode.DISTRIBUTED:
+            raise UnsupportedMethod(
+                "GreenTrainerCallback works in one process: trained tensors may not change under "
+                "DistributedDataParallel. Use `greentune run`, or one process."
+            )
+        if not isinstance(_inner(given["optimizer"]), torch.optim.AdamW):
+            raise UnsupportedMethod(
+                "GreenTrainerCallback needs torch's AdamW, whose next step it can tell; got "
+                f"{type(_inner(given['optimizer'])).__name__}. Set optim='adamw_torch'."
+            )
+        if state.global_step == 0:
+            self.selections = []
+        elif stored := state.stateful_callbacks.get(type(self).__name__):
+            self.history = stored["attributes"]["history"]
+        model = given["model"]
+        self._candidates = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._profile = self._costs(model, args, given["train_dataloader"])
+        if self.selections:
+            self._train_only(self.selections[-1].names)
+
+    def on_step_begin(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
+        """Before the first micro-batch of an optimiser step."""
+        if not self._is_due(state):
+            return
+        assert self._profile is not None, "training has begun"
+        model, loader = given["model"], given["train_dataloader"]
+        batches = [_on(model.device, b) for b in self._batches(args, loader, state.global_step)]
+        importance = sum_over_gradients(
+            model,
+            batches[: self.n_probes],
+            lambda batch: model(**batch).loss,
+            {n: p for n, p in self._candidates.items() if n in set(self._profile.trainable)},
+            partial(_gain, self._candidates, _inner(given["optimizer"])),
+        )
+        full_flops = self._profile.full_flops
+        found = select(self._profile, importance, self.rho * full_flops)
+        self._train_only(found.names)
+        selected = Selected(
+            step=state.global_step,
+            epoch=float(state.epoch or 0.0),
+            names=found.names,
+            rho_planned=found.flops / full_flops,
+        )
+        self.selections.append(selected)
+
+    def on_train_end(self, *_: Any, **_given: Any) -> None:
+        """Everything that was trainable before is trainable again."""
+        self._train_only(tuple(self._candidates))
+
+    # ---- parts
+
+    def _is_due(self, state: Any) -> bool:
+        if not self.selections:
+            return True
+        last = self.selections[-1]
+        if self.every == "epoch":
+            # sums of steps' shares of an epoch
+            return math.floor((state.epoch or 0.0) + 1e-6) > math.floor(last.epoch + 1e-6)
+        return int(state.global_step) - last.step >= self.every
+
+    def _train_only(self, names: Sequence[str]) -> None:
+        trained = set(names)
+        for name, parameter in self._candidates.items():
+            parameter.requires_grad_(name in trained)
+
+    def _costs(self, model: Any, args: Any, loader: Any) -> FlopsProfile:
+        """Of a mean batch; wrapped forwards (autocast, fused heads) are taken off meanwhile."""
+        off = {name: vars(model).pop(name) for name in _WRAPPED if name in vars(model)}
+        try:
+            batches = self._batches(args, loader, 0, at_least=_PROFILED_BATCHES)
+            profiles = [profile(model, batch) for batch in batches]
+        finally:
+            vars(model).update(off)
+        mean = FlopsProfile.mean(profiles, [1.0] * len(profiles))
+        costs = mean.limited(self._candidates, full_flops=mean.full_flops)
+        if self.rho < costs.min_rho:
+            raise RhoInfeasible(
+                f"rho {self.rho:g} is below the lowest feasible one for this model and data, "
+                f"{math.ceil(1e3 * costs.min_rho) / 1e3}.",
+                rho_min=costs.min_rho,
+            )
+        return costs
+
+    def _batches(
+        self, args: Any, loader: Any, step: int, *, at_least: int = 1
+    ) -> list[dict[str, torch.Tensor]]:
+        """Batches of the training data, the same ones at the same step; the loader does not move.
+
+        Collators may draw random numbers: the generators are put back.
+        """
+        data, size = loader.dataset, args.per_device_train_batch_size
+        try:
+            n_samples = len(data)
+        except TypeError as error:
+            raise InvalidInput(
+                "GreenTrainerCallback draws its probe batches by index; the training data must "
+                "have a length (no streaming)."
+            ) from error
+        rng = Random(f"{self.seed} {step}")  # noqa: S311  no secret
+        wanted = max(self.n_probes, at_least)
+        picked = [rng.sample(range(n_samples), min(size, n_samples)) for _ in range(wanted)]
+        with torch.random.fork_rng():
+            return [dict(loader.collate_fn([data[i] for i in part])) for part in picked]
+
+
+def _gain(
+    parameters: Mapping[str, torch.nn.Parameter],
+    adamw: torch.optim.AdamW,
+    name: str,
+    gradient: torch.Tensor,
+) -> torch.Tensor:
+    """Loss drop of AdamW's next update, at the group's peak rate: warm-up may start at 0."""
+    parameter = parameters[name]
+    group = next(g for g in adamw.param_groups if any(p is parameter for p in g["params"]))
+    return adamw_gain(
+        parameter,
+        gradient.float(),
+        adamw.state.get(parameter, {}),
+        learning_rate=float(group.get("initial_lr", group["lr"])),
+        weight_decay=group["weight_decay"],
+        betas=group["betas"],
+        epsilon=group["eps"],
+    )
+
+
+def _inner(optimizer: Any) -> Any:
+    """The optimiser inside accelerate's wrapper."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

@@ -1,0 +1,207 @@
+"""Checkpoints, whole or absent: safetensors and JSON, no pickle, hashed, renamed into place.
+
+A checkpoint is a folder ``step-<n>``::
+
+    weights.safetensors      every tensor that was ever trained, as it is now
+    optimizer.safetensors    <name>/step, <name>/exp_avg, <name>/exp_avg_sq of the trained set
+    random.safetensors       torch's generator states
+    state.json               position, sums, selection: `TrainState`
+    checkpoint.json          SHA-256 and size of all of the above; written last
+
+It is written beside its place, flushed to the disk file by file, then renamed: a crash leaves
+either the old checkpoints or the new one. Loading verifies every hash before a byte is used.
+Tensors that were never trained are the base model's and are not stored; the base's fingerprint is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from core.errors import StorageUnavailable
+
+FORMAT: Final = 1
+# not "manifest.json": that is the object store's name for its own list of a folder's files
+MANIFEST: Final = "checkpoint.json"
+_WEIGHTS, _OPTIMIZER, _RANDOM = "weights", "optimizer", "random"
+_STATE: Final = "state.json"
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainState:
+    """Where a run stands between two steps: all that is not a tensor. JSON types only."""
+
+    #: steps done
+    step: int = 0
+    fingerprint: str = ""
+    #: trained tensors in force, the share asked for them, and the step that they were chosen at
+    names: tuple[str, ...] = ()
+    ever_trained: tuple[str, ...] = ()
+    rho: float = 1.0
+    selected_at: int | None = None
+    #: factor of the last gradient clipping, 0..1
+    clip: float = 1.0
+    flops: float = 0.0
+    full_flops: float = 0.0
+    selection_flops: float = 0.0
+    evaluation_flops: float = 0.0
+    tokens: int = 0
+    train_duration_s: float = 0.0
+    train_loss: float | None = None
+    first_validation_loss: float | None = None
+    validation_loss: float | None = None
+    validation_token_accuracy: float | None = None
+    validated_at: int | None = None
+    #: of the model's own answers, percent: before training, and last
+    first_scores: dict[str, float] | None = None
+    scores: dict[str, float] | None = None
+    asked_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    state: TrainState
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Mapping[str, torch.Tensor]
+    random: Mapping[str, torch.Tensor]
+
+
+def save_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``checkpoint`` as ``parent/step-<n>`` and return that folder, durable.
+
+    Raises:
+        StorageUnavailable: the disk is full or refuses.
+    """
+    final = parent / f"step-{checkpoint.state.step:08d}"
+    scratch = parent / f".{final.name}.{os.getpid()}"
+    try:
+        _discard(scratch)
+        scratch.mkdir(parents=True)
+        for name in (_WEIGHTS, _OPTIMIZER, _RANDOM):
+            tensors: Mapping[str, torch.Tensor] = getattr(checkpoint, name)
+            plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+            save_file(plain, _tensors(scratch, name))
+        (scratch / _STATE).write_text(json.dumps(dataclasses.asdict(checkpoint.state)))
+        files = {path.name: _sealed(path) for path in sorted(scratch.iterdir())}
+        manifest = {"format": FORMAT, "step": checkpoint.state.step, "files": files}
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        _flush(scratch / MANIFEST)
+        _flush(scratch)
+        _discard(final)  # of a run that stopped here before: same step, same bytes
+        scratch.rename(final)
+        _flush(parent)
+    except OSError as error:
+        _discard(scratch)
+        raise StorageUnavailable(f"The checkpoint {final} cannot be written: {error}.") from error
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint after verifying it.
+
+    Raises:
+        StorageUnavailable: with code ``checkpoint_corrupt``: a file is missing, cut, changed, or
+            of another format.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if manifest["format"] != FORMAT:
+            raise _corrupt(
+                f"{folder} has checkpoint format {manifest['format']}; this version reads {FORMAT}."
+            )
+        for name, expected in manifest["files"].items():
+            if _digest(folder / name) != expected:
+                raise _corrupt(f"{folder / name} is not what was written there.")
+        raw = json.loads((folder / _STATE).read_text())
+        tensors = {
+            name: load_file(_tensors(folder, name)) for name in (_WEIGHTS, _OPTIMIZER, _RANDOM)
+        }
+        raw.update(names=tuple(raw["names"]), ever_trained=tuple(raw["ever_trained"]))
+        return Checkpoint(state=TrainState(**raw), **tensors)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _corrupt(f"{folder} is not a complete checkpoint: {error!r}.") from error
+
+
+def checkpoint_folders(parent: Path) -> list[Path]:
+    """Folders under ``parent`` that hold a finished checkpoint, newest first; not yet verified."""
+    if not parent.is_dir():
+        return []
+    found = [f for f in parent.glob("step-*") if (f / MANIFEST).is_file()]
+    return sorted(found, key=lambda folder: folder.name, reverse=True)
+
+
+def newest_checkpoint(parent: Path) -> Checkpoint | None:
+    """The newest checkpoint that verifies; damaged ones are passed over. None: start anew."""
+    for folder in checkpoint_folders(parent):
+        try:
+            return load_checkpoint(folder)
+        except StorageUnavailable:
+            continue
+    return None
+
+
+def prune_checkpoints(parent: Path, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints, and what crashed writers left."""
+    for folder in checkpoint_folders(parent)[keep:]:
+        _discard(folder)
+    for leftover in parent.glob(".step-*"):
+        _discard(leftover)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """States of torch's generators: the CPU's, and each CUDA device's."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda:{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_random_state(states: Mapping[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    for device, state in states.items():
+        if device != "cpu" and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state, device)
+
+
+def _corrupt(message: str) -> StorageUnavailable:
+    return StorageUnavailable(message, code="checkpoint_corrupt")
+
+
+def _tensors(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _sealed(path: Path) -> dict[str, Any]:
+    _flush(path)
+    return _digest(path)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return {"sha256": digest.hexdigest(), "n_bytes": path.stat().st_size}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _discard(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,192 @@
+"""What the training loop tells the world, and what the world may ask of it.
+
+`fit` calls hooks with frozen records at its phases; it never learns who listens. Records are plain
+numbers and names (no tensors), so that they can be written, sent and drawn as they are.
+
+FLOPs convention: one multiply-add is two FLOPs; ``flops`` is cumulative over the whole job,
+attempts before a resume included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+
+class Control(Enum):
+    """The answer of the control callable, polled before every step."""
+
+    CONTINUE = "continue"
+    #: finish the current step, write a checkpoint, return with outcome "paused"
+    CHECKPOINT_AND_STOP = "checkpoint_and_stop"
+    #: return with outcome "cancelled"; nothing is written
+    STOP = "stop"
+
+
+Outcome = Literal["finished", "paused", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartRecord:
+    """Before the first step of this process. ``step`` > 0: resumed from a checkpoint."""
+
+    step: int
+    total_steps: int
+    steps_per_epoch: int
+    n_parameters: int
+    method: str
+    #: lowest feasible share of full fine-tuning's FLOPs for this model and data, 0..1
+    rho_min: float
+    #: full fine-tuning's FLOPs for the mean step of this data, and its forward part
+    full_step_flops: float
+    forward_step_flops: float
+    device: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionRecord:
+    """A new set of trained tensors, in force from ``step`` (the next one to run) on."""
+
+    step: int
+    epoch: float
+    #: share asked for, and share that the chosen set costs on the mean step
+    rho: float
+    rho_planned: float
+    names: tuple[str, ...]
+    n_trained_parameters: int
+    #: predicted loss drop of one optimiser step with this set (first order); None: not measured
+    importance: float | None
+    #: FLOPs and seconds that this selection itself cost
+    flops: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One optimiser step is done. ``step`` counts from 1 to ``total_steps``."""
+
+    step: int
+    total_steps: int
+    #: epochs finished, as a fraction
+    epoch: float
+    #: mean over this step's label tokens: cross-entropy in nats, and share predicted right, 0..1
+    loss: float
+    token_accuracy: float
+    learning_rate: float
+    #: norm of the trained tensors' gradient before clipping
+    grad_norm: float
+    #: share asked for at the last selection
+    rho: float
+    #: cumulative training FLOPs, selection included, evaluation not
+    flops: float
+    #: cumulative FLOPs that full fine-tuning would have spent on the same batches
+    full_flops: float
+    #: the part of ``flops`` spent on selection; and evaluation's, counted apart
+    selection_flops: float
+    evaluation_flops: float
+    #: cumulative real tokens processed in training steps (no padding), all attempts
+    tokens: int
+    #: seconds of this step alone
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRecord:
+    """Mean over all label tokens of the validation set, after ``step`` steps (0: the base)."""
+
+    step: int
+    epoch: float
+    loss: float
+    token_accuracy: float
+    n_tokens: int
+    flops: float
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRecord:
+    """The model's own answers to held-out questions after ``step`` steps (0: the base's)."""
+
+    step: int
+    epoch: float
+    #: metric -> mean over the questions, percent (`core.training.metrics`)
+    scores: Mapping[str, float]
+    answers: tuple[str, ...]
+    #: questions that were too long and asked in part
+    n_cut: int
+    #: new tokens of all answers, and FLOPs and seconds that asking took
+    n_tokens: int
+    flops: float
+    duration_s: float
+
+    @property
+    def n_examples(self) -> int:
+        return len(self.answers)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    """A complete checkpoint lies in ``folder``; older ones may be pruned after the hook returns."""
+
+    step: int
+    epoch: float
+    folder: Path
+    #: at an epoch's or the job's end, as opposed to one taken against loss of work
+    is_milestone: bool
+    #: of the last step, and of the last validation if there was one
+    train_loss: float | None
+    validation_loss: float | None
+    validation_token_accuracy: float | None
+    #: of the last evaluation, if there was one
+    scores: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """How the run ended. All sums span every attempt that the checkpoints remember."""
+
+    outcome: Outcome
+    step: int
+    total_steps: int
+    epoch: float
+    train_loss: float | None
+    #: before any training, and after the last step
+    first_validation_loss: float | None
+    validation_loss: float | None
+    validation_token_accuracy: float | None
+    #: every tensor that was trained at least once
+    trained_names: tuple[str, ...]
+    flops: float
+    full_flops: float
+    selection_flops: float
+    evaluation_flops: float
+    tokens: int
+    #: seconds inside steps, selections included
+    train_duration_s: float
+    #: of the model's own answers before any training, and after the last step
+    first_scores: Mapping[str, float] | None = None
+    scores: Mapping[str, float] | None = None
+
+    @property
+    def flops_share(self) -> float | None:
+        """Measured share of full fine-tuning's FLOPs, selection included; None before a step."""
+        return self.flops / self.full_flops if self.full_flops else None
+
+
+class Hook:
+    """Base with every phase a no-op; override what you need.
+
+    A hook that raises ends the run: one that must not (metering) catches its own errors.
+    """
+
+    def on_start(self, record: StartRecord) -> None: ...
+    def on_selection(self, record: SelectionRecord) -> None: ...
+    def on_step(self, record: StepRecord) -> None: ...
+    def on_validation(self, record: ValidationRecord) -> None: ...
+    def on_evaluation(self, record: EvaluationRecord) -> None: ...
+    def on_checkpoint(self, record: CheckpointRecord) -> None: ...
+    def on_end(self, result: FitResult) -> None: ...

@@ -1,0 +1,83 @@
+"""What a run is made from: a model, data by position, a method, prices and options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from core.spec import ImportanceName, TrainingOptions
+from core.training.costs import FlopsProfile
+from core.training.hooks import EvaluationRecord
+from core.training.methods import Method
+from core.training.numerics import Numerics
+from core.training.prefix import PrefixReuse
+from core.training.pricing import StepPrices
+from core.training.schedule import peak_learning_rate, schedule_factor
+from core.training.step import Batch
+
+
+class Feed(Protocol):
+    """Training batches by position: a pure function, so that a run continues from any step."""
+
+    @property
+    def batches_per_epoch(self) -> int: ...
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Collated micro-batch ``index`` (0 up to ``batches_per_epoch``) of ``epoch`` (from 0)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitJob:
+    """All that a run is made from. ``training`` has every None of epochs resolved.
+
+    Attributes:
+        validation: collated batches; empty: no validation.
+        rho: share of full fine-tuning's FLOPs to spend, asked at each selection with the number of
+            steps done.
+        prices, profile: from `price_steps`, and the mean batch's.
+        fingerprint: of the base model; a checkpoint of another is refused.
+        importance: what the method ranks tensors by.
+        selections: further steps at which to select, beside the interval's.
+        reuse: what may be stored of the forward pass below the trained tensors; None: nothing is.
+        ask: has ``model`` answer held-out questions, before the first step and after the last.
+    """
+
+    model: Any
+    feed: Feed
+    validation: Sequence[Batch]
+    method: Method
+    rho: Callable[[int], float]
+    prices: StepPrices
+    profile: FlopsProfile
+    training: TrainingOptions
+    seed: int
+    numerics: Numerics
+    fingerprint: str
+    importance: ImportanceName = "importance"
+    reuse: PrefixReuse | None = None
+    ask: Callable[[], EvaluationRecord] | None = None
+    selections: frozenset[int] = frozenset()
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.feed.batches_per_epoch // self.training.gradient_accumulation)
+
+    @property
+    def total_steps(self) -> int:
+        assert self.training.n_epochs is not None, "epochs are resolved before fit"
+        steps = self.training.n_epochs * self.steps_per_epoch
+        return min(steps, self.training.max_steps or steps)
+
+    def learning_rate(self, rho: float, step: int) -> float:
+        """Of step ``step`` (from 0) at the share ``rho`` of full fine-tuning's FLOPs."""
+        options = self.training
+        peak = peak_learning_rate(
+            rho,
+            method=self.method.name,
+            learning_rate=options.learning_rate,
+            multiplier=options.learning_rate_multiplier,
+        )
+        return peak * schedule_factor(
+            options.schedule, step, self.total_steps, options.warmup_ratio
+        )

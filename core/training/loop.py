@@ -1,0 +1,60 @@
+"""The training loop: select, forward and backward, clip and step, validate, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from core.training.hooks import Control, FitResult, Hook, Outcome
+from core.training.job import FitJob
+from core.training.numerics import memory_errors
+from core.training.run import Run
+
+
+def fit(
+    job: FitJob,
+    *,
+    checkpoints: Path | None = None,
+    keep_checkpoints: int = 2,
+    hooks: Sequence[Hook] = (),
+    control: Callable[[], Control] = lambda: Control.CONTINUE,
+) -> FitResult:
+    """Train ``job.model`` in place, from the newest checkpoint in ``checkpoints`` if there is one.
+
+    On the CPU a run that was stopped anywhere and resumed gives the same bits as one that was not.
+
+    Args:
+        checkpoints: a folder of this job's own; None: neither resume nor save.
+        keep_checkpoints: older ones are deleted once a newer one is complete and reported.
+        control: asked before every step.
+
+    Raises:
+        NanLoss: loss or gradient is not finite; the weights are those before that step.
+        OutOfMemory: the device or the host has not enough.
+        RhoInfeasible: the plan asked for less than the model's minimum.
+        StorageUnavailable: a checkpoint cannot be written.
+    """
+    outcome: Outcome = "finished"
+    with memory_errors():
+        run = Run(job, checkpoints, keep_checkpoints, hooks)
+        run.start()
+        while not run.is_done:
+            order = control()
+            if order is Control.STOP:
+                outcome = "cancelled"
+                break
+            if order is Control.CHECKPOINT_AND_STOP:
+                run.checkpoint()
+                outcome = "paused"
+                break
+            if run.selection_is_due:
+                run.select()
+            run.forward_backward()
+            run.update()
+            if run.validation_is_due:
+                run.validate()
+            if run.asking_is_due:
+                run.ask()
+            if run.checkpoint_is_due:
+                run.checkpoint()
+    return run.finish(outcome)

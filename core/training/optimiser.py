@@ -1,0 +1,147 @@
+"""AdamW (Loshchilov and Hutter, arXiv 1711.05101) over a set of tensors that changes.
+
+A tensor that leaves the set loses its moments at once, so optimiser memory follows the trained
+share; one that comes back starts like new. A tensor that stays keeps its moments. Weight decay
+applies to matrices only (two or more dimensions), as is usual.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@torch.no_grad()
+def adamw_gain(
+    parameter: torch.Tensor,
+    gradient: torch.Tensor,
+    moments: Mapping[str, Any],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (BETA1, BETA2),
+    epsilon: float = EPSILON,
+    clip: float = 1.0,
+) -> torch.Tensor:
+    """``-sum(gradient * delta)`` for the update ``delta`` that AdamW's next step would make.
+
+    Args:
+        moments: torch's state of the parameter (step, exp_avg, exp_avg_sq); empty: fresh.
+        clip: factor by which clipping shrinks the gradient before the optimiser sees it, 0..1.
+    """
+    beta1, beta2 = betas
+    clipped = gradient * clip
+    t = int(moments["step"]) + 1 if moments else 1
+    mean = (1 - beta1) * clipped
+    square = (1 - beta2) * clipped.square()
+    if moments:
+        mean += beta1 * moments["exp_avg"]
+        square += beta2 * moments["exp_avg_sq"]
+    scale = square.div_(1 - beta2**t).sqrt_().add_(epsilon)
+    direction = mean.div_(1 - beta1**t).div_(scale)
+    if weight_decay:
+        direction.add_(parameter, alpha=weight_decay)
+    return learning_rate * torch.dot(gradient.flatten().float(), direction.flatten().float())
+
+
+class SelectiveAdamW:
+    """Args: ``parameters``: name -> tensor, all that may ever be trained."""
+
+    def __init__(
+        self, parameters: Mapping[str, torch.nn.Parameter], *, weight_decay: float
+    ) -> None:
+        self._parameters = dict(parameters)
+        self._weight_decay = weight_decay
+        self._adamw: torch.optim.AdamW | None = None
+        self.names: tuple[str, ...] = ()
+
+    def select(self, names: Collection[str]) -> None:
+        """Train exactly ``names`` from now on: flags, gradients and moments follow.
+
+        Raises:
+            KeyError: a name that is no parameter.
+        """
+        chosen = set(names)
+        if unknown := chosen - self._parameters.keys():
+            raise KeyError(f"not a parameter: {min(unknown)}")
+        for name, parameter in self._parameters.items():
+            parameter.requires_grad_(name in chosen)
+            if name not in chosen:
+                parameter.grad = None
+        self.names = tuple(name for name in self._parameters if name in chosen)
+        self._rebuild()
+
+    def step(self, *, learning_rate: float, max_grad_norm: float) -> float:
+        """Clip to ``max_grad_norm``, update, drop the gradients.
+
+        Returns:
+            The norm before clipping. When it is not finite nothing was updated.
+        """
+        assert self._adamw is not None, "select() comes first"
+        trained = [self._parameters[name] for name in self.names]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
+        if math.isfinite(norm):
+            for group in self._adamw.param_groups:
+                group["lr"] = learning_rate
+            self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def expected_gain(
+        self, name: str, gradient: torch.Tensor, *, learning_rate: float, clip: float = 1.0
+    ) -> torch.Tensor:
+        """``-sum(gradient * delta)``: the first-order loss drop of the update that the next step
+        would give this tensor; nothing is changed. A tensor outside the set counts as fresh.
+
+        Args:
+            clip: factor by which clipping shrinks the gradient before the optimiser sees it, 0..1.
+        """
+        parameter = self._parameters[name]
+        return adamw_gain(
+            parameter,
+            gradient,
+            self._adamw.state.get(parameter, {}) if self._adamw is not None else {},
+            learning_rate=learning_rate,
+            weight_decay=self._weight_decay if parameter.ndim >= 2 else 0.0,
+            clip=clip,
+        )
+
+    def state_tensors(self) -> dict[str, torch.Tensor]:
+        """``<name>/<moment>`` -> tensor, for a checkpoint."""
+        assert self._adamw is not None, "select() comes first"
+        return {
+            f"{name}/{moment}": self._adamw.state[self._parameters[name]][moment]
+            for name in self.names
+            if self._parameters[name] in self._adamw.state
+            for moment in _MOMENTS
+        }
+
+    def load_state_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Inverse of `state_tensors`, after `select` with the same names."""
+        assert self._adamw is not None, "select() comes first"
+        for name in self.names:
+            parameter = self._parameters[name]
+            if f"{name}/step" in tensors:
+                self._adamw.state[parameter] = {
+                    moment: tensors[f"{name}/{moment}"].to(parameter.device, copy=True)
+                    for moment in _MOMENTS
+                }
+
+    def _rebuild(self) -> None:
+        old = self._adamw.state if self._adamw is not None else {}
+        trained = [self._parameters[name] for name in self.names]
+        groups = [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self._weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self._adamw = torch.optim.AdamW(groups, betas=(BETA1, BETA2), eps=EPSILON, fused=True)
+        for parameter in trained:
+            if parameter in old:
+                self._adamw.state[parameter] = old[parameter]

@@ -1,0 +1,397 @@
+"""The phases of a run, and the state between them. `core.training.loop.fit` orders them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from core.errors import ModelUnavailable, NanLoss
+from core.training.checkpoint import (
+    Checkpoint,
+    TrainState,
+    newest_checkpoint,
+    prune_checkpoints,
+    random_state,
+    restore_random_state,
+    save_checkpoint,
+)
+from core.training.evaluate import evaluate
+from core.training.hooks import (
+    CheckpointRecord,
+    FitResult,
+    Hook,
+    Outcome,
+    SelectionRecord,
+    StepRecord,
+    ValidationRecord,
+)
+from core.training.importance import needs_probes, rank_tensors
+from core.training.job import FitJob
+from core.training.methods import SelectionPoint
+from core.training.optimiser import SelectiveAdamW
+from core.training.prefix import loss_step
+from core.training.step import Batch, StepInputs, first_samples, needs_mask
+from core.training.summary import fit_result, start_record
+
+#: a selection may cost one probe batch, 1.1 full steps, for so many steps that it is in force:
+#: under 1 % of their time even where they take only .3 of a full step's; for fewer steps the probe
+#: has fewer samples
+_STEPS_PER_PROBE = 400
+_MAX_PROBES = 4
+
+
+@dataclass(slots=True)
+class _Pending:
+    """Sums of the step between forward_backward and update."""
+
+    loss: float
+    token_accuracy: float
+    n_tokens: int
+    shapes: list[tuple[int, int, int, int]]
+    #: of the forward passes, as `StepOutput.saved_flops`
+    saved_flops: float
+    started_s: float
+
+
+class Run:
+    def __init__(
+        self, job: FitJob, checkpoints: Path | None, keep: int, hooks: Sequence[Hook]
+    ) -> None:
+        self._job = job
+        self._folder = checkpoints
+        self._keep = keep
+        self._hooks = hooks
+        self._model = job.model.to(job.numerics.device)
+        # tied weights appear once, under their first name
+        self._parameters: dict[str, torch.nn.Parameter] = {
+            name: p for name, p in self._model.named_parameters() if p.requires_grad
+        }
+        self._step = loss_step(
+            self._model,
+            keeps_mask=needs_mask(self._model),
+            autocast_dtype=job.numerics.autocast_dtype,
+            reuse=job.reuse,
+            forward=job.prices.forward,
+        )
+        self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
+        self._price = job.prices.full
+        self._state = TrainState(fingerprint=job.fingerprint)
+        self._checkpointed_at: int | None = None
+        self._checkpointed_s = time.monotonic()
+        self._pending: _Pending | None = None
+
+    # ---- where we are
+
+    @property
+    def is_done(self) -> bool:
+        return self._state.step >= self._job.total_steps
+
+    @property
+    def epoch(self) -> float:
+        return self._state.step / self._job.steps_per_epoch
+
+    @property
+    def selection_is_due(self) -> bool:
+        if self._state.selected_at is None:
+            return True
+        step = self._state.step
+        is_point = step % self._selection_steps == 0 or step in self._job.selections
+        return self._job.method.reselects and is_point and self._state.selected_at < step
+
+    @property
+    def validation_is_due(self) -> bool:
+        return bool(self._job.validation) and self._is_milestone
+
+    @property
+    def asking_is_due(self) -> bool:
+        return (
+            self._job.ask is not None and self.is_done and self._state.asked_at != self._state.step
+        )
+
+    @property
+    def checkpoint_is_due(self) -> bool:
+        if self._folder is None:
+            return False
+        waited_s = time.monotonic() - self._checkpointed_s
+        return self._is_milestone or waited_s >= self._job.training.checkpoint_every_s
+
+    @property
+    def _is_milestone(self) -> bool:
+        return self.is_done or self._state.step % self._job.steps_per_epoch == 0
+
+    @property
+    def _selection_steps(self) -> int:
+        return max(1, round(self._job.training.selection_interval * self._job.steps_per_epoch))
+
+    # ---- phases
+
+    def start(self) -> None:
+        """Seed, or take up the newest checkpoint; then tell, and validate the base model."""
+        torch.manual_seed(self._job.seed)
+        self._model.train()
+        if self._folder is not None and (checkpoint := newest_checkpoint(self._folder)):
+            self._restore(checkpoint)
+        n_parameters = sum(parameter.numel() for parameter in self._parameters.values())
+        self._tell("on_start", start_record(self._job, self._state, n_parameters))
+        if self._job.validation and self._state.validated_at is None:
+            self.validate()
+        if self._job.ask is not None and self._state.first_scores is None:
+            self.ask()
+
+    def select(self) -> None:
+        """Ask the method which tensors to train from here on."""
+        started_s = time.perf_counter()
+        spent_before = self._state.selection_flops
+        choice = self._job.method.choose(
+            SelectionPoint(
+                profile=self._job.profile,
+                rho=self._job.rho(self._state.step),
+                measure_importance=self._measure_importance,
+            )
+        )
+        self._train_only(choice.names)
+        self._state.rho = choice.rho
+        self._state.selected_at = self._state.step
+        duration_s = time.perf_counter() - started_s
+        self._state.train_duration_s += duration_s
+        self._tell(
+            "on_selection",
+            SelectionRecord(
+                step=self._state.step,
+                epoch=self.epoch,
+                rho=choice.rho,
+                rho_planned=choice.rho_planned,
+                names=choice.names,
+                n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
+                importance=choice.importance,
+                flops=self._state.selection_flops - spent_before,
+                duration_s=duration_s,
+            ),
+        )
+
+    def forward_backward(self) -> None:
+        """Gradients of the mean loss over all label tokens of the step's micro-batches."""
+        started_s = time.perf_counter()
+        batches = self._step_inputs(self._state.step)
+        n_labels = sum(inputs.n_labels for inputs in batches)
+        loss_sum = torch.zeros((), device=self._model.device)
+        n_correct = torch.zeros((), dtype=torch.long, device=self._model.device)
+        saved_flops = 0.0
+        for inputs in batches:
+            output = self._step(inputs)
+            torch.autograd.backward(output.loss_sum / n_labels)
+            loss_sum += output.loss_sum.detach()
+            n_correct += output.n_correct
+            saved_flops += output.saved_flops
+        self._pending = _Pending(
+            loss=float(loss_sum) / n_labels,
+            token_accuracy=int(n_correct) / n_labels,
+            n_tokens=sum(inputs.n_tokens for inputs in batches),
+            shapes=[inputs.shape for inputs in batches],
+            saved_flops=saved_flops,
+            started_s=started_s,
+        )
+
+    def update(self) -> None:
+        """Clip, step, account, tell. Refuses to move on numbers that are not finite."""
+        assert self._pending is not None, "forward_backward comes first"
+        done, state, options = self._pending, self._state, self._job.training
+        if not math.isfinite(done.loss):
+            raise self._not_finite("loss", done.loss)
+        learning_rate = self._job.learning_rate(state.rho, state.step)
+        norm = self._optimiser.step(
+            learning_rate=learning_rate, max_grad_norm=options.max_grad_norm
+        )
+        if not math.isfinite(norm):
+            raise self._not_finite("gradient's norm", norm)
+        state.step += 1
+        state.clip = min(1.0, options.max_grad_norm / norm) if norm else 1.0
+        state.train_loss = done.loss
+        state.tokens += done.n_tokens
+        state.flops += sum(map(self._price, done.shapes)) - done.saved_flops
+        state.full_flops += sum(map(self._job.prices.full, done.shapes))
+        duration_s = time.perf_counter() - done.started_s
+        state.train_duration_s += duration_s
+        self._pending = None
+        self._tell("on_step", self._step_record(done, learning_rate, norm, duration_s))
+
+    def validate(self) -> None:
+        started_s = time.perf_counter()
+        batches = [self._step.inputs(batch) for batch in self._job.validation]
+        found = evaluate(self._step, batches)
+        flops = sum(self._job.prices.forward(i.shape) for i in batches) - found.saved_flops
+        state = self._state
+        state.evaluation_flops += flops
+        state.validation_loss = found.loss
+        state.validation_token_accuracy = found.token_accuracy
+        state.validated_at = state.step
+        if state.first_validation_loss is None:
+            state.first_validation_loss = found.loss
+        self._tell(
+            "on_validation",
+            ValidationRecord(
+                step=state.step,
+                epoch=self.epoch,
+                loss=found.loss,
+                token_accuracy=found.token_accuracy,
+                n_tokens=found.n_tokens,
+                flops=flops,
+                duration_s=time.perf_counter() - started_s,
+            ),
+        )
+
+    def ask(self) -> None:
+        """Have the model answer the held-out questions. Draws no random number; FLOPs are apart."""
+        assert self._job.ask is not None, "there is something to ask"
+        state = self._state
+        record = replace(self._job.ask(), step=state.step, epoch=self.epoch)
+        state.evaluation_flops += record.flops
+        state.scores = dict(record.scores)
+        state.first_scores = state.first_scores or state.scores
+        state.asked_at = state.step
+        self._tell("on_evaluation", record)
+
+    def checkpoint(self) -> None:
+        """Save the state between two steps, tell, then delete what is too old."""
+        if self._folder is None or self._checkpointed_at == self._state.step:
+            return
+        weights = {name: self._parameters[name] for name in self._state.ever_trained}
+        moments = self._optimiser.state_tensors() if self._state.names else {}
+        folder = save_checkpoint(
+            self._folder,
+            Checkpoint(
+                state=self._state, weights=weights, optimizer=moments, random=random_state()
+            ),
+        )
+        self._checkpointed_at = self._state.step
+        self._checkpointed_s = time.monotonic()
+        self._tell(
+            "on_checkpoint",
+            CheckpointRecord(
+                step=self._state.step,
+                epoch=self.epoch,
+                folder=folder,
+                is_milestone=self._is_milestone,
+                train_loss=self._state.train_loss,
+                validation_loss=self._state.validation_loss,
+                validation_token_accuracy=self._state.validation_token_accuracy,
+                scores=self._state.scores,
+            ),
+        )
+        prune_checkpoints(self._folder, self._keep)
+
+    def finish(self, outcome: Outcome) -> FitResult:
+        """Give all flags back, tell, and sum up."""
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
+        result = fit_result(self._job, self._state, outcome, epoch=self.epoch)
+        self._tell("on_end", result)
+        return result
+
+    # ---- parts of the phases
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.state.fingerprint != self._job.fingerprint:
+            raise ModelUnavailable(
+                f"The checkpoint in {self._folder} continues another base model than the one that "
+                "was loaded; load that one, or start in an empty folder.",
+                param="model",
+            )
+        self._state = checkpoint.state
+        with torch.no_grad():
+            for name, weight in checkpoint.weights.items():
+                self._parameters[name].copy_(weight)
+        if self._state.names:
+            self._train_only(self._state.names)
+            self._optimiser.load_state_tensors(checkpoint.optimizer)
+            self._state.flops += self._step.refill(self._seen_since_selection())
+        restore_random_state(checkpoint.random)
+        self._checkpointed_at = self._state.step
+
+    def _seen_since_selection(self) -> Iterator[StepInputs]:
+        """What was seen since then, as far as it is not all for the second time."""
+        assert self._state.selected_at is not None, "tensors are selected"
+        all_seen = self._state.selected_at + 2 * self._job.steps_per_epoch
+        for step in range(self._state.selected_at, min(self._state.step, all_seen)):
+            yield from self._step_inputs(step)
+
+    def _train_only(self, names: tuple[str, ...]) -> None:
+        self._optimiser.select(names)
+        self._price = self._job.prices.of(names)
+        self._state.names = self._optimiser.names
+        ever = {*self._state.ever_trained, *names}
+        self._state.ever_trained = tuple(name for name in self._parameters if name in ever)
+
+    def _measure_importance(self) -> dict[str, float]:
+        """On batches spread evenly over the steps that the selection will be in force for."""
+        kind, connected = self._job.importance, set(self._job.profile.trainable)
+        probes = self._probes() if needs_probes(kind) else []
+        price = self._job.prices.of(connected)
+        flops = sum(price(inputs.shape) for inputs in probes)
+        self._state.selection_flops += flops
+        self._state.flops += flops
+        return rank_tensors(
+            kind,
+            self._step,
+            probes,
+            {name: p for name, p in self._parameters.items() if name in connected},
+            self._optimiser,
+            learning_rate=self._job.learning_rate(self._state.rho, self._state.step),
+            clip=self._state.clip,
+            seed=self._job.seed + self._state.step,
+        )
+
+    def _probes(self) -> list[StepInputs]:
+        interval = self._selection_steps
+        n_probes = min(_MAX_PROBES, max(1, interval // _STEPS_PER_PROBE))
+        ahead = [interval * (2 * probe + 1) // (2 * n_probes) for probe in range(n_probes)]
+        share = interval * self._job.training.gradient_accumulation / _STEPS_PER_PROBE
+        probes = [next(self._batches(self._state.step + steps)) for steps in ahead]
+        return [self._step.inputs(first_samples(probe, share)) for probe in probes]
+
+    def _step_inputs(self, step: int) -> list[StepInputs]:
+        return [self._step.inputs(batch) for batch in self._batches(step)]
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of a step; the last step of an epoch has fewer."""
+        epoch, within = divmod(step, self._job.steps_per_epoch)
+        size = self._job.training.gradient_accumulation
+        last = min((within + 1) * size, self._job.feed.batches_per_epoch)
+        return (self._job.feed.batch(epoch, index) for index in range(within * size, last))
+
+    def _not_finite(self, what: str, value: float) -> NanLoss:
+        return NanLoss(
+            f"The {what} became {value} at step {self._state.step + 1} of "
+            f"{self._job.total_steps}; a lower learning rate usually helps.",
+            param="hyperparameters.learning_rate_multiplier",
+        )
+
+    def _step_record(
+        self, done: _Pending, learning_rate: float, norm: float, duration_s: float
+    ) -> StepRecord:
+        state = self._state
+        return StepRecord(
+            step=state.step,
+            total_steps=self._job.total_steps,
+            epoch=self.epoch,
+            loss=done.loss,
+            token_accuracy=done.token_accuracy,
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            rho=state.rho,
+            flops=state.flops,
+            full_flops=state.full_flops,
+            selection_flops=state.selection_flops,
+            evaluation_flops=state.evaluation_flops,
+            tokens=state.tokens,
+            duration_s=duration_s,
+        )
+
+    def _tell(self, phase: str, record: object) -> None:
+        for hook in self._hooks:
+            getattr(hook, phase)(record)

@@ -1,0 +1,191 @@
+"""Forward pass and loss without waste, for any Hugging Face language model.
+
+- Logits exist only where there is a label: a hook before the output embeddings gathers those rows
+  of the hidden states, so whatever a model does after its head (scaling, capping, bias) still
+  happens, to fewer rows. For a vocabulary of 49,152 and answers that are a fifth of the text this
+  is most of the head's cost.
+- A right-padded batch needs no attention mask in a causal model: no real token sees padding, and
+  padding carries no label. Whether that holds for a model is tested on it (`needs_mask`), not
+  looked up by name.
+
+Shapes: B samples, T input tokens, U decoder tokens, N labels, H width, V vocabulary.
+Causal models predict token t + 1 at position t (labels are shifted here); encoder-decoder models
+get their labels' right-shifted copy as decoder input, so positions match as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from core.errors import ModelUnsupported
+
+Batch = Mapping[str, torch.Tensor]
+IGNORED = -100
+#: importance from a single sample would follow that sample's whims
+_FEWEST_SAMPLES = 2
+#: relative difference under which two hidden states count as equal: float32 sums reordered
+_MASK_TOLERANCE = 1e-3
+
+
+def first_samples(batch: Batch, share: float) -> Batch:
+    """The first samples of a micro-batch: ``share`` of them rounded down, at least two."""
+    n_samples = len(batch["labels"])
+    n_kept = min(n_samples, max(_FEWEST_SAMPLES, int(n_samples * share)))
+    return {name: tensor[:n_kept] for name, tensor in batch.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepInputs:
+    """One micro-batch as the model takes it, and where its labels are."""
+
+    #: input_ids (B, T); where needed attention_mask (B, T) and decoder_input_ids (B, U)
+    model_inputs: dict[str, torch.Tensor]
+    #: rows of the flattened hidden states (B*T or B*U, H) that predict a label
+    positions_N: torch.Tensor
+    #: what they should predict
+    targets_N: torch.Tensor
+    n_samples: int
+    #: real tokens, padding not counted; encoder's and decoder's together
+    n_tokens: int
+
+    @property
+    def n_labels(self) -> int:
+        return self.targets_N.numel()
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """B, T, U (0 for causal models) and N: all that a step's FLOPs depend on."""
+        rows, columns = self.model_inputs["input_ids"].shape
+        decoder = self.model_inputs.get("decoder_input_ids")
+        return rows, columns, 0 if decoder is None else decoder.shape[1], self.n_labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    #: sum of cross-entropy over the N labels, nats; differentiable
+    loss_sum: torch.Tensor
+    #: labels predicted right by the largest logit
+    n_correct: torch.Tensor
+    #: FLOPs of the forward pass that were not spent, because their result was at hand
+    saved_flops: float = 0.0
+
+
+class LossStep:
+    """Turns batches into losses for one model.
+
+    Args:
+        keeps_mask: pass the attention mask even where a batch is padded on the right; encoder-
+            decoder models always get theirs where anything is padded.
+        autocast_dtype: None, or torch.bfloat16 for mixed precision with float32 weights.
+
+    Raises:
+        ModelUnsupported: the model has no output embeddings.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        keeps_mask: bool = False,
+        autocast_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model = model
+        self._head = model.get_output_embeddings()
+        if self._head is None:
+            raise ModelUnsupported("The model has no output embeddings: it is no language model.")
+        self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
+        self._keeps_mask = keeps_mask or self._is_encoder_decoder
+        self._autocast_dtype = autocast_dtype
+
+    def inputs(self, batch: Batch) -> StepInputs:
+        """A collated batch (``input_ids``, ``labels``, ``attention_mask``, on the CPU) on the
+        model's device. Positions are found before the move: no device has to be waited for.
+        """
+        device = self.model.device
+        labels, mask = batch["labels"], batch["attention_mask"]
+        model_inputs = {"input_ids": batch["input_ids"]}
+        n_tokens = int(mask.sum())
+        if self._keeps_mask and n_tokens < mask.numel():
+            model_inputs["attention_mask"] = mask
+        if self._is_encoder_decoder:
+            model_inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(
+                labels=labels
+            )
+            predicted_BT = labels
+            n_tokens += int((labels != IGNORED).sum())
+        else:
+            predicted_BT = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        flat = predicted_BT.reshape(-1)
+        positions_N = (flat != IGNORED).nonzero().squeeze(1)
+        return StepInputs(
+            model_inputs={k: v.to(device, non_blocking=True) for k, v in model_inputs.items()},
+            positions_N=positions_N.to(device, non_blocking=True),
+            targets_N=flat[positions_N].to(device, non_blocking=True),
+            n_samples=len(labels),
+            n_tokens=n_tokens,
+        )
+
+    def refill(self, _seen: Iterable[StepInputs]) -> float:
+        """Make ready again what was kept of the batches ``_seen`` before an interruption, without
+        drawing a random number; the FLOPs of that. Nothing is kept here.
+        """
+        return 0.0
+
+    def logits(self, inputs: StepInputs) -> torch.Tensor:
+        """(N, V): the model's logits at the labels' positions."""
+
+        def gather(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            hidden = args[0]
+            rows_NH = hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.positions_N)
+            return (rows_NH.unsqueeze(0), *args[1:])
+
+        handle = self._head.register_forward_pre_hook(gather)
+        try:
+            with torch.autocast(
+                inputs.positions_N.device.type,
+                dtype=self._autocast_dtype,
+                enabled=self._autocast_dtype is not None,
+            ):
+                logits_1NV = self.model(**inputs.model_inputs, use_cache=False).logits
+        finally:
+            handle.remove()
+        rows_NV: torch.Tensor = logits_1NV.squeeze(0)
+        return rows_NV
+
+    def __call__(self, inputs: StepInputs) -> StepOutput:
+        logits_NV = self.logits(inputs).float()
+        return StepOutput(
+            loss_sum=F.cross_entropy(logits_NV, inputs.targets_N, reduction="sum"),
+            n_correct=(logits_NV.detach().argmax(-1) == inputs.targets_N).sum(),
+        )
+
+
+@torch.no_grad()
+def needs_mask(model: Any) -> bool:
+    """Whether a right-padded batch gives other logits without its mask at the real positions.
+
+    False for every causal decoder we know (absolute positions, rotary, ALiBi); True for models
+    that look ahead or normalise over the padding. Costs two passes over 2 x 8 tokens.
+    """
+    if model.config.is_encoder_decoder:
+        return True
+    ids = torch.arange(16).reshape(2, 8) % max(2, model.config.vocab_size)
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    labels = torch.where(mask == 1, ids, torch.full_like(ids, IGNORED))
+    batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
+    was_training = model.training
+    model.eval()
+    try:
+        with_mask, without = (
+            step.logits(step.inputs(batch)).float()
+            for step in (LossStep(model, keeps_mask=True), LossStep(model, keeps_mask=False))
+        )
+    finally:
+        model.train(was_training)
+    return bool((with_mask - without).norm() > _MASK_TOLERANCE * with_mask.norm())
