@@ -1,0 +1,344 @@
+"""The command `greentune`, the half that needs no training stack.
+
+What trains is handed to ``python -m worker`` as it stands, so that neither half imports the other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from api.edge import own_database, print_columns, read_settings, server
+from api.estimate_table import moment_of, print_estimate, tokens_of
+from api.report_command import report
+from api.watch import describe, number, watch
+from core.errors import GreentuneError, InvalidInput, StartRefused
+from core.jobs import keys as key_store
+from core.jobs.records import Scope
+from core.settings import DEMO_MODEL
+from core.spec import METHODS
+from core.units import SECONDS_PER_HOUR
+from migrations import upgrade
+
+EXIT_INTERRUPTED = 130
+#: commands of ``python -m worker``
+HANDED_OVER = {
+    "worker": "Join as a worker: claim jobs and train them.",
+    "run": "Fine-tune on a file, with no server.",
+    "profile": "Show a model's feasible rho and the plan for one, from its config alone.",
+    "simulate": "Replay carbon policies on recorded intensities.",
+    "demo-data": "Write the demo's data set.",
+    "ask": "Ask a model questions from a file.",
+    "beat": "Ask for sweeps only, for deployments that run the clock on its own.",
+    "worker-health": "Exit 0 if this host's worker is alive.",
+}
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+keys_app = typer.Typer(no_args_is_help=True, help="API keys, straight in the database.")
+app.add_typer(keys_app, name="keys")
+out = Console()
+err = Console(stderr=True)
+
+MOMENT = "Such as 2026-12-24T06:00Z, or +12h."
+Json = Annotated[bool, typer.Option("--json", help="Print the server's JSON.")]
+
+
+def main() -> None:
+    """Entry point: every failure that we foresee is one sentence on stderr, exit status 1."""
+    try:
+        app()
+    except GreentuneError as error:
+        err.print(error.message, markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [GREENTUNE_HOST].")] = None,
+    port: Annotated[int | None, typer.Option(help="0: any free port [GREENTUNE_PORT].")] = None,
+    worker: Annotated[bool, typer.Option(help="Train on this machine too.")] = True,
+) -> None:
+    """Run the whole service here: API, worker, embedded broker and database."""
+    from api.serve import serve as run  # noqa: PLC0415  the web stack, for this command only
+
+    given = {name: v for name, v in (("host", host), ("port", port)) if v is not None}
+    run(read_settings(**given), out, with_worker=worker)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema to this version."""
+    settings = read_settings()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    upgrade(settings.resolved_database_url)
+    out.print("The database is up to date.")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    out.print(installed_version("greentune"), highlight=False)
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path, typer.Option(help="State folder; kept afterwards.", file_okay=False)
+    ] = Path(".demo"),
+    rho: Annotated[float, typer.Option(help="Share of full fine-tuning's FLOPs.")] = 0.5,
+    zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
+    keep: Annotated[
+        bool | None, typer.Option(help="Serve on when done [default: in a terminal].")
+    ] = None,
+) -> None:
+    """The main job end to end on this machine: data in, tuned model and emissions report out."""
+    from api.demo import run_demo  # noqa: PLC0415  as in serve
+
+    keep_serving = out.is_terminal if keep is None else keep
+    run_demo(folder, rho=rho, zone=zone, keep_serving=keep_serving, console=out)
+
+
+@keys_app.command("create")
+def keys_create(
+    name: str,
+    tenant: Annotated[str | None, typer.Option(help="[GREENTUNE_ORGANIZATION]")] = None,
+    scope: Annotated[
+        list[str] | None, typer.Option(help="files, jobs, models or admin; repeatable.")
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Valid for so many days.")] = None,
+) -> None:
+    """Create a key and print it, alone: it cannot be shown again."""
+    now = datetime.now(UTC)
+    with own_database() as (session, settings):
+        key = key_store.create(
+            session,
+            tenant=tenant or settings.organization,
+            name=name,
+            scopes=_scopes(scope),
+            now=now,
+            expires_at=None if days is None else now + timedelta(days=days),
+        )
+    print(key)
+
+
+@keys_app.command("list")
+def keys_list(
+    tenant: Annotated[str | None, typer.Option(help="[GREENTUNE_ORGANIZATION]")] = None,
+) -> None:
+    """List keys: never their secrets."""
+    with own_database() as (session, settings):
+        found = key_store.list_keys(session, tenant=tenant or settings.organization)
+    rows = [
+        (
+            key.id,
+            key.name,
+            ",".join(sorted(key.scopes)),
+            f"{key.created_at:%Y-%m-%d %H:%M}Z",
+            f"{key.expires_at:%Y-%m-%d}" if key.expires_at else "never",
+            "revoked" if key.revoked_at else "valid",
+        )
+        for key in found
+    ]
+    print_columns([("ID", "NAME", "SCOPES", "CREATED", "EXPIRES", "STATE"), *rows])
+
+
+@keys_app.command("revoke")
+def keys_revoke(
+    key_id: Annotated[str, typer.Argument(help="As `keys list` shows it.")],
+    tenant: Annotated[str | None, typer.Option(help="[GREENTUNE_ORGANIZATION]")] = None,
+) -> None:
+    """Refuse a key from now on."""
+    with own_database() as (session, settings):
+        key_store.revoke(
+            session,
+            tenant=tenant or settings.organization,
+            key_id=key_id,
+            now=datetime.now(UTC),
+        )
+    err.print(f"Revoked {key_id}.", markup=False)
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Training JSONL.")],
+    model: Annotated[str, typer.Option(help="Base model or a fine-tuned one.")] = DEMO_MODEL,
+    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    rho: Annotated[str | None, typer.Option(help='Share of full FLOPs, or "auto".')] = None,
+    zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
+    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
+    merge: Annotated[bool, typer.Option(help="A plain model instead of the adapter.")] = False,
+    epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=256)] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1)] = None,
+    suffix: Annotated[str | None, typer.Option(help="Part of the tuned model's name.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="now, or green (waits, pauses).")] = None,
+    earliest_start: Annotated[str | None, typer.Option(help=MOMENT)] = None,
+    deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
+    max_hold: Annotated[float | None, typer.Option(help="Hours of waiting at most.")] = None,
+    carbon_budget: Annotated[float | None, typer.Option(help="Grams of CO2e.")] = None,
+    energy_budget: Annotated[float | None, typer.Option(help="Wh.")] = None,
+    on_budget: Annotated[str | None, typer.Option(help="pause, stop_and_save or fail.")] = None,
+    follow: Annotated[bool, typer.Option("--watch", help="Follow the job.")] = False,
+) -> None:
+    """Upload a data set and start a job; prints the job's id."""
+    now = datetime.now(UTC)
+    green = {
+        "schedule": schedule,
+        "earliest_start": moment_of("--earliest-start", earliest_start, now),
+        "deadline": moment_of("--deadline", deadline, now),
+        "max_hold_s": None if max_hold is None else max_hold * SECONDS_PER_HOUR,
+        "carbon_budget_g": carbon_budget,
+        "energy_budget_wh": energy_budget,
+        "on_budget": on_budget,
+        "rho": rho if rho in (None, "auto") else _number("--rho", rho),
+        "zone": zone,
+        "method": method,
+        "options": {"merge": True} if merge else None,
+        "training": {"max_steps": max_steps} if max_steps else None,
+    }
+    with server() as client:
+        files = [client.upload(path) for path in (file, validation) if path is not None]
+        for path, uploaded in zip((file, validation), files, strict=False):
+            if uploaded["status"] == "error":
+                raise InvalidInput(f"{path}: {uploaded['status_details']}")
+        job = client.post(
+            "/v1/fine_tuning/jobs",
+            {
+                "model": model,
+                "training_file": files[0]["id"],
+                "validation_file": files[1]["id"] if validation else None,
+                "suffix": suffix,
+                "method": {
+                    "type": "supervised",
+                    "supervised": {
+                        "hyperparameters": {"n_epochs": epochs, "batch_size": batch_size}
+                    },
+                },
+                "green": green,
+            },
+        )
+        print(job["id"], flush=True)
+        if follow:
+            _finish(watch(err, client.follow(job["id"])))
+
+
+@app.command()
+def estimate(
+    file: Annotated[
+        Path | None, typer.Argument(exists=True, dir_okay=False, help="Training JSONL.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Instead of a file.")] = None,
+    model: Annotated[str, typer.Option(help="Base model or a fine-tuned one.")] = DEMO_MODEL,
+    epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
+    rho: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
+    start: Annotated[list[float] | None, typer.Option(help="Hours from now; repeatable.")] = None,
+    zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
+    deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
+    as_json: Json = False,
+) -> None:
+    """Energy, grams, finish and quality of a job for several rho and starts. Uploads nothing."""
+    body = {
+        "model": model,
+        "n_tokens": tokens if file is None else tokens_of(file),
+        "n_epochs": epochs,
+        "rho": rho,
+        "start_hours": start,
+        "zone": zone,
+        "deadline": moment_of("--deadline", deadline, datetime.now(UTC)),
+    }
+    with server() as client:
+        document = client.post("/v1/green/estimate", body)
+    if as_json:
+        print(json.dumps(document, indent=1))
+    else:
+        print_estimate(document, out)
+
+
+@app.command()
+def jobs(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20, as_json: Json = False) -> None:
+    """List jobs, newest first."""
+    with server() as client:
+        page = client.get("/v1/fine_tuning/jobs", limit=limit)
+    if as_json:
+        print(json.dumps(page, indent=1))
+        return
+    rows = [("ID", "CREATED", "MODEL", "RHO", "PROGRESS")]
+    for job in page["data"]:
+        created = datetime.fromtimestamp(job["created_at"], UTC)
+        rho = job["green"]["rho"]
+        rows.append(
+            (
+                job["id"],
+                f"{created:%Y-%m-%d %H:%M}Z",
+                job["fine_tuned_model"] or job["model"],
+                rho if isinstance(rho, str) else number(rho, ".2f"),
+                describe(job, now=datetime.now(UTC).timestamp()),
+            )
+        )
+    print_columns(rows)
+
+
+@app.command("watch")
+def watch_job(job_id: Annotated[str, typer.Argument(metavar="JOB")]) -> None:
+    """Follow a job to its end; exit status 0 only if it succeeded."""
+    with server() as client:
+        _finish(watch(out, client.follow(job_id)))
+
+
+app.command()(report)
+
+
+def _hand_over(name: str, about: str) -> None:
+    @app.command(
+        name,
+        help=about,
+        add_help_option=False,  # --help is the other side's
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    )
+    def run(context: typer.Context) -> NoReturn:
+        if importlib.util.find_spec("torch") is None:
+            raise StartRefused(
+                f"`greentune {name}` needs the training stack: pip install 'greentune[worker]'"
+            )
+        sys.stdout.flush()
+        command = [sys.executable, "-m", "worker", name, *context.args]
+        os.execv(sys.executable, command)  # noqa: S606  no shell is wanted
+
+
+for _name, _about in HANDED_OVER.items():
+    _hand_over(_name, _about)
+
+
+def _scopes(given: list[str] | None) -> tuple[Scope, ...]:
+    known = {scope: scope for scope in key_store.ALL_SCOPES}
+    for scope in given or ():
+        if scope not in known:
+            raise InvalidInput(f"Unknown scope {scope!r}; known: {', '.join(known)}.")
+    return tuple(known[scope] for scope in given) if given else key_store.ALL_SCOPES  # type: ignore[index]
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidInput(f'{option} must be a number or "auto"; got {text!r}.') from None
+
+
+def _finish(job: dict[str, Any]) -> None:
+    """Say how it ended; the exit status follows."""
+    if job["status"] == "succeeded":
+        out.print(f"Fine-tuned model: {job['fine_tuned_model']}", markup=False, soft_wrap=True)
+        return
+    error = job["error"]
+    raise GreentuneError(f"The job {job['status']}" + (f": {error['message']}" if error else "."))

@@ -1,0 +1,111 @@
+"""The command line's own client of the REST API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from core.errors import GreentuneError, Unavailable
+
+TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+# validation runs inside the upload: ten seconds per 100 MB
+UPLOAD_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
+TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class ServerError(GreentuneError):
+    """The server refused; the message is its own."""
+
+
+class Client:
+    """One server and one key. Raises `ServerError` for refusals, `Unavailable` for no answer."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._http = httpx.Client(
+            base_url=self.url, headers={"authorization": f"Bearer {api_key}"}, timeout=TIMEOUT
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: Any) -> dict[str, Any]:
+        return self._ask("GET", path, params=params)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        return self._ask("POST", path, json=body)
+
+    def upload(self, path: Path) -> dict[str, Any]:
+        """The file's object, with its validation report."""
+        with path.open("rb") as data:
+            return self._ask(
+                "POST",
+                "/v1/files",
+                files={"file": (path.name, data)},
+                data={"purpose": "fine-tune"},
+                timeout=UPLOAD_TIMEOUT,
+            )
+
+    def download(self, file_id: str, target: Path) -> Path:
+        """Write a file's content to ``target``."""
+        return self.save(f"/v1/files/{file_id}/content", target)
+
+    def save(self, path: str, target: Path, **params: Any) -> Path:
+        """Write the body of an answer to ``target``, which is left as it was by a refusal."""
+        with self._http.stream("GET", path, params=params) as response:
+            if response.is_error:
+                response.read()
+                raise _refusal(response)
+            with target.open("wb") as out:
+                for chunk in response.iter_bytes():
+                    out.write(chunk)
+        return target
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self.get(f"/v1/fine_tuning/jobs/{job_id}")
+
+    def follow(self, job_id: str, *, every_s: float = 1.0) -> Iterator[dict[str, Any]]:
+        """The job again and again, until it has ended; a server that restarts is waited for."""
+        failures = 0
+        while True:
+            try:
+                job = self.job(job_id)
+            except Unavailable:
+                failures += 1
+                if failures * every_s > 60:
+                    raise
+            else:
+                failures = 0
+                yield job
+                if job["status"] in TERMINAL:
+                    return
+            time.sleep(every_s)
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise Unavailable(
+                f"No answer from {self.url} ({error}). Is `greentune serve` running, and is "
+                "GREENTUNE_URL right?"
+            ) from error
+        if response.status_code in (502, 503, 504):
+            raise Unavailable(_refusal(response).message)
+        if response.is_error:
+            raise _refusal(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+
+
+def _refusal(response: httpx.Response) -> ServerError:
+    try:
+        error = response.json()["error"]
+        return ServerError(error["message"], param=error["param"], code=error["code"])
+    except (ValueError, KeyError, TypeError):
+        return ServerError(
+            f"{response.url} answered {response.status_code}: not a greentune server?"
+        )

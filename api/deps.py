@@ -1,0 +1,137 @@
+"""What routes are given: one transaction, the caller, the clock, and the outside world's ports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from api.outbox import Outbox
+from api.queue import JobQueue
+from core.carbon.signal import IntensitySignal
+from core.errors import AuthenticationFailed, PermissionRefused
+from core.jobs import keys
+from core.jobs.database import Database
+from core.jobs.records import Caller, Scope
+from core.objects.store import ObjectStore
+from core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the process holds for its lifetime; built in `api.main`."""
+
+    settings: Settings
+    database: Database
+    objects: ObjectStore
+    queue: JobQueue
+    signal: IntensitySignal
+    clock: Callable[[], datetime]
+
+
+def system_clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def services(request: Request) -> Services:
+    held: Services = request.app.state.services
+    return held
+
+
+ServicesDep = Annotated[Services, Depends(services)]
+
+
+def settings(held: ServicesDep) -> Settings:
+    return held.settings
+
+
+def now(held: ServicesDep) -> datetime:
+    return held.clock()
+
+
+def objects(held: ServicesDep) -> ObjectStore:
+    return held.objects
+
+
+def signal(held: ServicesDep) -> IntensitySignal:
+    return held.signal
+
+
+def outbox(held: ServicesDep) -> Iterator[Outbox]:
+    """Opened before the transaction and emptied after it: nothing leaves without a commit."""
+    box = Outbox()
+    yield box
+    box.send(held.queue, held.objects)
+
+
+AfterCommit = Annotated[Outbox, Depends(outbox, scope="function")]
+
+
+def transaction(held: ServicesDep, _: AfterCommit) -> Iterator[Session]:
+    """One request, one transaction, committed before the response leaves (scope="function")."""
+    with held.database.transaction() as session:
+        yield session
+
+
+def reader(held: ServicesDep) -> Iterator[Session]:
+    with held.database.read() as session:
+        yield session
+
+
+_bearer = HTTPBearer(auto_error=False, description="An API key: `greentune keys create NAME`.")
+
+
+def caller(
+    held: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    request: Request,
+) -> Caller:
+    """Who calls, by the bearer key.
+
+    In a session of its own, over before a body is read: a slow upload holds no connection.
+
+    Raises:
+        AuthenticationFailed: no key, or not a valid one.
+        PermissionRefused: the organization header names another tenant.
+    """
+    if credentials is None or not credentials.credentials:
+        message = "No API key was sent. Send it as the header `Authorization: Bearer <key>`."
+        raise AuthenticationFailed(message, code="missing_api_key")
+    with held.database.read() as session:
+        found = keys.authenticate(session, credentials.credentials, now=held.clock())
+    named = request.headers.get("openai-organization")
+    if named and named != found.tenant:
+        raise PermissionRefused(
+            "The header OpenAI-Organization names another organization than this API key's; "
+            "leave the header out."
+        )
+    return found
+
+
+AnyCaller = Annotated[Caller, Depends(caller)]
+
+
+def scoped(scope: Scope) -> Callable[[Caller], Caller]:
+    """The caller, refused unless the key has ``scope``."""
+
+    def require(found: AnyCaller) -> Caller:
+        keys.require(found, scope)
+        return found
+
+    return require
+
+
+SettingsDep = Annotated[Settings, Depends(settings)]
+Now = Annotated[datetime, Depends(now)]
+Objects = Annotated[ObjectStore, Depends(objects)]
+Signal = Annotated[IntensitySignal, Depends(signal)]
+Transaction = Annotated[Session, Depends(transaction, scope="function")]
+Reader = Annotated[Session, Depends(reader, scope="function")]
+FilesCaller = Annotated[Caller, Depends(scoped("files"))]
+JobsCaller = Annotated[Caller, Depends(scoped("jobs"))]
+ModelsCaller = Annotated[Caller, Depends(scoped("models"))]

@@ -1,0 +1,65 @@
+"""What commands reach for: the settings, the database itself, or a server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from api.client import Client
+from core.errors import StartRefused
+from core.jobs.database import open_database
+from core.settings import Settings
+from migrations import upgrade
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def read_settings(**given: Any) -> Settings:
+    """From the environment; ``given`` goes before it. Raises `StartRefused` naming a wrong one."""
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        name = "_".join(str(part) for part in problem["loc"][:1]).upper()
+        # the value itself is not shown: URLs carry passwords
+        raise StartRefused(f"GREENTUNE_{name} is wrong: {problem['msg']}.") from error
+    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
+
+
+@contextmanager
+def own_database() -> Iterator[tuple[Session, Settings]]:
+    """One transaction on the migrated database; the home is created if it is not there yet."""
+    settings = read_settings()
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    upgrade(settings.resolved_database_url)
+    database = open_database(settings.resolved_database_url)
+    try:
+        with database.transaction() as session:
+            yield session, settings
+    finally:
+        database.dispose()
+
+
+@contextmanager
+def server() -> Iterator[Client]:
+    """The server and key that the environment names. Raises `StartRefused` without a key."""
+    key = os.environ.get("GREENTUNE_API_KEY")
+    if not key:
+        raise StartRefused(
+            "Set GREENTUNE_API_KEY to an API key (`greentune keys create NAME` prints a new one) "
+            f"and GREENTUNE_URL to the server (default {DEFAULT_URL})."
+        )
+    with closing(Client(os.environ.get("GREENTUNE_URL") or DEFAULT_URL, key)) as client:
+        yield client
+
+
+def print_columns(rows: Sequence[tuple[str, ...]]) -> None:
+    """Aligned and never cut: ids must survive a narrow terminal and a pipe."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(map(str.ljust, row, widths)).rstrip())

@@ -1,0 +1,82 @@
+"""An estimate in the terminal, and moments as people type them."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from api.watch import duration
+from core.errors import InvalidInput
+from core.spec import BYTES_PER_TOKEN
+
+_RELATIVE = re.compile(r"([+-]\d+(?:\.\d+)?)([mhd])")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+def moment_of(option: str, text: str | None, now: datetime) -> str | None:
+    """RFC 3339 of "2026-12-24T06:00Z", or of "+12h" or "-7d" (m, h or d from now).
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if text is None:
+        return None
+    if found := _RELATIVE.fullmatch(text):
+        return (now + timedelta(**{_UNITS[found[2]]: float(found[1])})).isoformat()
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise InvalidInput(
+            f"{option} must be a moment such as 2026-12-24T06:00Z, or +12h; got {text!r}."
+        ) from None
+    # without a zone it is the caller's own clock that is meant
+    return moment.astimezone(UTC).isoformat()
+
+
+def tokens_of(file: Path) -> int:
+    """About as many as the file trains on."""
+    return max(round(file.stat().st_size / BYTES_PER_TOKEN), 1)
+
+
+def print_estimate(document: dict[str, Any], console: Console) -> None:
+    """One line per option; those that nothing else beats are marked."""
+    basis, full = document["basis"], document["full_now"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "RHO", "START", "FINISH", "TRAINING", "Wh", "gCO2e", "OF FULL NOW", "QUALITY"):
+        table.add_column(name, justify="left" if name in ("", "START", "FINISH") else "right")
+    for option in document["options"]:
+        share = option["co2e_share_of_full_now"]
+        table.add_row(
+            "*" if option["is_pareto"] else "",
+            f"{option['rho']:.2f}",
+            _clock(option["start"]) + (" green" if option["schedule"] == "green" else ""),
+            _clock(option["finish"]),
+            duration(option["duration_s"]),
+            f"{option['energy_wh']:.4g}",
+            f"{option['co2e_g']:.4g}",
+            "-" if share is None else f"{share:.0%}",
+            f"{option['quality']:.2f}",
+        )
+    console.print(table)
+    console.print(
+        f"* nothing else is greener, sooner and better at once. Full fine-tuning now: "
+        f"{full['energy_wh']:.4g} Wh, {full['co2e_g']:.4g} gCO2e, {duration(full['duration_s'])}.",
+        markup=False,
+    )
+    said = "assumed: no job has measured this model here yet"
+    if basis["hardware"] is not None:
+        said = f"measured on {basis['hardware']}"
+    console.print(
+        f"{basis['n_tokens']} tokens x {basis['n_epochs']} epochs in {document['zone']}; costs "
+        f"{said}. green: the planner's own hours, pauses included.",
+        markup=False,
+    )
+
+
+def _clock(text: str) -> str:
+    return f"{datetime.fromisoformat(text):%m-%d %H:%MZ}"

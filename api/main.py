@@ -1,0 +1,91 @@
+"""The HTTP process. `create_app` wires the rooms together and holds nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+
+from api import errors
+from api.deps import Services, system_clock
+from api.middleware import BodyLimit, RequestIdentity
+from api.queue import CeleryQueue
+from api.routes import carbon, files, health, jobs, models, reports
+from api.schemas import ErrorOut
+from api.uploads import FORM_OVERHEAD_BYTES
+from core.carbon.signal import LiveOptions, open_signal
+from core.jobs.database import open_database
+from core.jobs.signal_texts import SignalTexts
+from core.objects.opening import open_store
+from core.objects.store import ObjectStore
+from core.settings import Settings
+
+# "default" also keeps the framework from promising its own 422, which never comes
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {"model": ErrorOut, "description": "Refused, in OpenAI's error body."}
+}
+# Job requests are small; metadata at its largest is under 10 KiB.
+MAX_JSON_BYTES = 1024**2
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application for ``settings``; None reads them from the environment (uvicorn --factory).
+
+    Opens no connection: each is made when first used, so the process starts with the database or
+    the broker away and says so in ``/health/ready``.
+    """
+    settings = settings or Settings()
+    queue = CeleryQueue(settings.resolved_broker_url)
+    database = open_database(settings.resolved_database_url)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        queue.close()
+        database.dispose()
+
+    app = FastAPI(
+        title="greentune",
+        version=version("greentune"),
+        summary="Carbon-aware fine-tuning behind an OpenAI-compatible API.",
+        lifespan=lifespan,
+    )
+    app.state.services = Services(
+        settings=settings,
+        database=database,
+        objects=_open_objects(settings),
+        queue=queue,
+        signal=open_signal(
+            settings.carbon_signal,
+            settings.carbon_traces,
+            speed=settings.carbon_trace_speed,
+            anchor=settings.carbon_trace_anchor,
+            live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
+        ),
+        clock=system_clock,
+    )
+    for room in (files, jobs, models, carbon, reports, health):
+        app.include_router(room.router, responses=_ERRORS)
+    errors.install(app)
+    app.add_middleware(BodyLimit, limit_bytes=_body_limit(settings))
+    app.add_middleware(RequestIdentity)
+    return app
+
+
+def _open_objects(settings: Settings) -> ObjectStore:
+    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return open_store(
+        settings.resolved_objects_url,
+        s3_endpoint=settings.s3_endpoint,
+        s3_region=settings.s3_region,
+        s3_access_key_id=None if key_id is None else key_id.get_secret_value(),
+        s3_secret_access_key=None if secret is None else secret.get_secret_value(),
+    )
+
+
+def _body_limit(settings: Settings) -> Callable[[str], int]:
+    upload_bytes = settings.max_file_bytes + FORM_OVERHEAD_BYTES
+    return lambda path: upload_bytes if path == "/v1/files" else MAX_JSON_BYTES

@@ -1,0 +1,203 @@
+"""Emissions reports: of one job in three forms, and of many jobs together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query
+from fastapi.responses import JSONResponse, Response
+from sqlalchemy.orm import Session
+
+from api.accept import preferred
+from api.deps import JobsCaller, Now, Reader, Services, ServicesDep, SettingsDep
+from api.emissions import (
+    attempt_of,
+    overheads_out,
+    report_of,
+    samples_out,
+)
+from api.fleet import GroupBy, fleet_document
+from api.routes.jobs import check_job_id
+from core.carbon.account import EmissionsReport, Overhead
+from core.carbon.coverage import uncovered
+from core.carbon.history import SELECTION, rho_history, selections
+from core.carbon.page import to_html
+from core.carbon.report import to_csv, to_dict
+from core.carbon.signal import Intensity, IntensitySignal
+from core.errors import InvalidInput, SignalUnavailable
+from core.jobs import store
+from core.jobs.records import EnergyRecord, EventRecord, JobRecord
+
+router = APIRouter(prefix="/v1", tags=["carbon"])
+
+Form = Literal["json", "csv", "html"]
+_MEDIA: dict[str, Form] = {
+    "application/json": "json",
+    "text/csv": "csv",
+    "text/html": "html",
+}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The report; CSV has codecarbon's columns, HTML opens offline.",
+        "content": {media: {"schema": {}} for media in _MEDIA},
+    }
+}
+#: the page runs the charts that it carries and reaches for nothing
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; base-uri 'none'; form-action 'none'"
+)
+_DEFAULT_SPAN = timedelta(days=30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Story:
+    """Everything that the report of one job is made of, read in one transaction."""
+
+    record: JobRecord
+    rows: tuple[EnergyRecord, ...]
+    remarks: tuple[EventRecord, ...]
+    overheads: list[Overhead]
+    report: EmissionsReport
+
+
+@router.get("/fine_tuning/jobs/{job_id}/emissions", response_class=Response, responses=_ANSWERS)
+def emissions(
+    job_id: str,
+    caller: JobsCaller,
+    session: Reader,
+    held: ServicesDep,
+    now: Now,
+    form: Annotated[
+        Form | None, Query(alias="format", description="Goes before the header Accept.")
+    ] = None,
+    include: Annotated[
+        Literal["samples"] | None,
+        Query(description="samples: with the raw rows that every figure follows from (JSON)."),
+    ] = None,
+    accept: Annotated[str | None, Header()] = None,
+) -> Response:
+    """What the job has spent and emitted so far, over all its attempts, failed ones included."""
+    check_job_id(job_id)
+    story = _story(session, store.get_job(session, caller.tenant, job_id), held, now)
+    match form or _MEDIA[preferred(accept, list(_MEDIA))]:
+        case "csv":
+            return _csv(story)
+        case "html":
+            return _html(story, held.signal)
+        case "json":
+            return _json(story, with_samples=include == "samples")
+
+
+def _story(session: Session, record: JobRecord, held: Services, now: datetime) -> _Story:
+    attempts = store.list_attempts(session, record.id)
+    rows = store.list_energy(session, record.id)
+    remarks = store.list_remarks(session, record.id, SELECTION)
+    overheads = selections(remarks)
+    report = report_of(
+        record,
+        attempts,
+        rows,
+        signal=held.signal,
+        pue=held.settings.pue,
+        now=now,
+        overheads=overheads,
+        gaps=uncovered(rows, [attempt_of(attempt) for attempt in attempts]),
+        embodied_g_per_hour=held.settings.embodied_g_per_hour,
+    )
+    return _Story(record=record, rows=rows, remarks=remarks, overheads=overheads, report=report)
+
+
+def _json(story: _Story, *, with_samples: bool) -> Response:
+    body = to_dict(story.report)
+    if with_samples:
+        body["samples"] = samples_out(story.rows)
+        body["overhead_times"] = overheads_out(story.overheads)
+    return JSONResponse(body, headers={"vary": "accept"})
+
+
+def _csv(story: _Story) -> Response:
+    return Response(
+        to_csv(story.report),
+        media_type="text/csv; charset=utf-8",
+        headers=_headers(f'attachment; filename="emissions-{story.record.id}.csv"'),
+    )
+
+
+def _html(story: _Story, signal: IntensitySignal) -> Response:
+    page = to_html(
+        story.report,
+        grid=_grid(story.report, signal),
+        rho_history=rho_history(story.remarks),
+        budget_g=story.record.spec.green.carbon_budget_g,
+    )
+    headers = _headers(f'inline; filename="emissions-{story.record.id}.html"')
+    return Response(
+        page,
+        media_type="text/html; charset=utf-8",
+        headers=headers | {"content-security-policy": _PAGE_POLICY},
+    )
+
+
+def _grid(report: EmissionsReport, signal: IntensitySignal) -> tuple[Intensity, ...]:
+    """What the zone had from the submission on, pauses included; for the eye only."""
+    end = max((row.ended_at for row in report.rows), default=report.submitted_at)
+    if end <= report.submitted_at:
+        return ()
+    try:
+        return signal.series(report.zone, report.submitted_at, end)
+    except (SignalUnavailable, InvalidInput):
+        return ()
+
+
+def _headers(disposition: str) -> dict[str, str]:
+    return {
+        "content-disposition": disposition,
+        "vary": "accept",
+        "x-content-type-options": "nosniff",
+    }
+
+
+@router.get("/green/report")
+def fleet(
+    caller: JobsCaller,
+    session: Reader,
+    settings: SettingsDep,
+    now: Now,
+    start: Annotated[
+        datetime | None, Query(description="UTC unless it says otherwise; else 30 days before end.")
+    ] = None,
+    end: Annotated[datetime | None, Query(description="Else now.")] = None,
+    group_by: Annotated[
+        list[GroupBy], Query(description="Repeatable; each kind of intensity has its own lines.")
+    ] = ["zone"],  # noqa: B006  FastAPI copies it
+) -> dict[str, Any]:
+    """Energy, grams, baseline and savings of all the caller's jobs in a time range."""
+    until = now if end is None else _utc(end, "end")
+    since = _month_before(until) if start is None else _utc(start, "start")
+    if since >= until:
+        raise InvalidInput("start must be earlier than end.", param="start")
+    return fleet_document(
+        session,
+        caller.tenant,
+        start=since,
+        end=until,
+        group_by=list(dict.fromkeys(group_by)),
+        pue=settings.pue,
+    )
+
+
+def _utc(moment: datetime, name: str) -> datetime:
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError:
+        raise InvalidInput(f"{name} is beyond the calendar.", param=name) from None
+
+
+def _month_before(moment: datetime) -> datetime:
+    try:
+        return moment - _DEFAULT_SPAN
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)

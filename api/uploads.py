@@ -1,0 +1,106 @@
+"""Receiving a multipart upload: to disk as it arrives, never whole in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Annotated, BinaryIO
+
+from fastapi import Depends, Request
+from starlette.datastructures import FormData, UploadFile
+
+from api.deps import FilesCaller, SettingsDep
+from core.errors import InvalidInput, MissingParameter, TooLarge
+
+# What a multipart body may hold besides the file itself.
+FORM_OVERHEAD_BYTES = 64 * 1024
+MAX_FILENAME_CHARS = 255
+EXPIRES_MIN_S, EXPIRES_MAX_S = 3_600, 2_592_000
+_MAX_FIELD_BYTES = 4_096
+_EXPIRES = re.compile(r"expires_after\[(\w+)\]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A file that has arrived; ``data`` is readable until the request ends."""
+
+    filename: str
+    data: BinaryIO
+    #: None: kept until deleted
+    expires_after: timedelta | None
+
+    def expires_at(self, now: datetime) -> datetime | None:
+        return None if self.expires_after is None else now + self.expires_after
+
+    def digest(self, content_sha256: str) -> str:
+        """SHA-256 over all that the caller sent."""
+        sent = (content_sha256, self.filename, str(self.expires_after))
+        return hashlib.sha256("\n".join(sent).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+async def received(
+    request: Request, settings: SettingsDep, _: FilesCaller
+) -> AsyncIterator[Upload]:
+    """Read the form once the caller is known; large files lie in the temporary folder meanwhile.
+
+    Raises:
+        MissingParameter, InvalidInput: a field is absent or wrong.
+        TooLarge: the file is over the limit.
+    """
+    async with request.form(max_files=1, max_fields=8, max_part_size=_MAX_FIELD_BYTES) as form:
+        yield _upload(form, settings.max_file_bytes)
+
+
+Received = Annotated[Upload, Depends(received)]
+
+
+def _upload(form: FormData, max_file_bytes: int) -> Upload:
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise MissingParameter(
+            "Missing required parameter: file. Send it as multipart/form-data.", param="file"
+        )
+    _check_purpose(form.get("purpose"))
+    if file.size is not None and file.size > max_file_bytes:
+        raise TooLarge(
+            f"The file has {file.size} bytes; at most {max_file_bytes} are allowed.", param="file"
+        )
+    filename = file.filename or "upload"
+    if len(filename) > MAX_FILENAME_CHARS:
+        raise InvalidInput(
+            f"The file's name has {len(filename)} characters; at most {MAX_FILENAME_CHARS} are "
+            "allowed.",
+            param="file",
+        )
+    return Upload(filename=filename, data=file.file, expires_after=_expires_after(form))
+
+
+def _check_purpose(purpose: object) -> None:
+    if purpose is None:
+        raise MissingParameter("Missing required parameter: purpose.", param="purpose")
+    if purpose != "fine-tune":
+        raise InvalidInput(
+            'purpose must be "fine-tune": this server stores no other files.',
+            param="purpose",
+            code="invalid_file_purpose",
+        )
+
+
+def _expires_after(form: FormData) -> timedelta | None:
+    given = {match[1]: form[key] for key in form if (match := _EXPIRES.fullmatch(key))}
+    if not given:
+        return None
+    if given.get("anchor") != "created_at":
+        raise InvalidInput("expires_after.anchor must be created_at.", param="expires_after.anchor")
+    seconds = str(given.get("seconds", ""))
+    in_range = seconds.isdecimal() and EXPIRES_MIN_S <= int(seconds) <= EXPIRES_MAX_S
+    if not in_range:
+        raise InvalidInput(
+            f"expires_after.seconds must be a whole number from {EXPIRES_MIN_S} to "
+            f"{EXPIRES_MAX_S}.",
+            param="expires_after.seconds",
+        )
+    return timedelta(seconds=int(seconds))
