@@ -1,0 +1,122 @@
+"""A job's files as checked examples and as token samples: JSONL of a format, or a task's tables.
+
+Every bad line is found before anything is spent; what a row of a table becomes depends on the model
+at hand (its end token, whether it has an encoder), so examples are read once the model is there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from core.data.formats import Example, read_examples
+from core.data.tasks import Task, TaskData, download, task_named
+from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
+from core.data.validation import DataLimits, ValidationReport, validate
+from core.errors import InvalidInput
+from core.spec import JobSpec, TrainingOptions
+from core.training.models import LoadedModel, hub_answers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """``task`` None: the files speak for themselves."""
+
+    training: Path
+    validation: Path | None
+    limits: DataLimits
+    task: Task | None = None
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def validate(self) -> tuple[ValidationReport, ValidationReport | None]:
+        """The reports of both files, which are sound.
+
+        Raises:
+            DataInvalid: a file's first problem, with its line.
+            InvalidInput: the task has no such field, or reads no such file.
+        """
+        first = self._report(self.training, self.limits, "Training file")
+        first.raise_if_invalid(param="training_file")
+        if self.validation is None:
+            return first, None
+        # a handful of held-out examples is allowed, unlike a handful to learn from
+        few = dataclasses.replace(self.limits, min_examples=1)
+        second = self._report(self.validation, few, "Validation file")
+        second.raise_if_invalid(param="validation_file")
+        return first, second
+
+    def examples(self, path: Path, loaded: LoadedModel) -> Iterator[Example]:
+        """Those of ``path``, one of the two files, as ``loaded`` is to read them.
+
+        Raises:
+            DataInvalid, ModelUnsupported: as `read_examples` and `TaskData.examples`.
+        """
+        if self.task is None:
+            return read_examples(path)
+        return self._table(path, self.limits).examples(
+            eos=loaded.tokenizer.eos_token, is_pair=loaded.is_encoder_decoder
+        )
+
+    def tokens(self, path: Path, loaded: LoadedModel, training: TrainingOptions) -> TokenDataset:
+        """Raises as `examples`, `tokenize` and `tokenize_pairs`."""
+        examples = self.examples(path, loaded)
+        limits: dict[str, Any] = {
+            "context": loaded.context_tokens,
+            "max_input_tokens": training.max_input_tokens,
+            "max_output_tokens": training.max_output_tokens,
+        }
+        if loaded.is_encoder_decoder:
+            return tokenize_pairs(examples, loaded.tokenizer, **limits)
+        return tokenize(examples, loaded.tokenizer, loss_on=training.loss_on, **limits)
+
+    def _report(self, path: Path, limits: DataLimits, name: str) -> ValidationReport:
+        if self.task is None:
+            return validate(path, limits=limits, name=name)
+        table = self._table(path, limits)
+        return table.check(min_examples=limits.min_examples, name=name)
+
+    def _table(self, path: Path, limits: DataLimits) -> TaskData:
+        assert self.task is not None, "only a task reads tables"
+        return TaskData(task=self.task, path=path, columns=self.columns, limits=limits)
+
+
+def fetch_tables(task: Task, folder: Path) -> tuple[Path, Path]:
+    """The task's own data set from the hub, kept in ``folder``: training and evaluation rows.
+
+    Raises:
+        Unavailable: neither the hub nor its cache has it; names the local alternative.
+        StorageUnavailable: the disk does not take it.
+    """
+    is_offline = not hub_answers()
+    train, held_out = (
+        download(task, split, folder, is_offline=is_offline)
+        for split in ("train", task.evaluation_split)
+    )
+    return train, held_out
+
+
+def corpus_of(spec: JobSpec, training: Path, validation: Path | None, limits: DataLimits) -> Corpus:
+    """``training``, ``validation``: where the spec's files lie on this host.
+
+    Raises:
+        InvalidInput: an unknown task, or a field that it has not; the known ones are named.
+    """
+    if spec.task is None:
+        for path in (training, validation):
+            if path is not None and path.suffix in (".csv", ".parquet"):
+                raise InvalidInput(
+                    f"{path.name} is a table; say which task it is for (--task, --columns).",
+                    param="training_file",
+                )
+        return Corpus(training=training, validation=validation, limits=limits)
+    task = task_named(spec.task.name)
+    return Corpus(
+        training=training,
+        validation=validation,
+        limits=limits,
+        task=task,
+        columns=task.named_columns(spec.task.columns),
+    )

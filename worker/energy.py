@@ -1,0 +1,149 @@
+"""Energy of the training process on its way into the database, and out of it as a report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from core.carbon import history
+from core.carbon.account import Attempt, Baseline, Embodied, EmissionsReport, report_emissions
+from core.carbon.coverage import uncovered
+from core.carbon.energy import Attribution, EnergySample, MeteredEnergy, attribute
+from core.carbon.intensity import Intensity, IntensitySignal
+from core.errors import GreentuneError
+from core.jobs import service
+from core.jobs.records import AttemptRecord, Claim, EnergyRecord, EventRecord, JobRecord
+from core.units import emissions_g
+from worker.hooks import Scribe
+from worker.reporter import Reporter
+
+
+class EnergyLog:
+    """Receives the meter's samples and warnings; called on the meter's thread.
+
+    Each sample is stored with the intensity of its time. A signal that is away is told once and
+    leaves samples without an intensity: it never reads as 0 g and never stops training.
+
+    Args:
+        zone: whose grid feeds this host.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        scribe: Scribe,
+        claim: Claim,
+        *,
+        signal: IntensitySignal,
+        zone: str,
+    ) -> None:
+        self._reporter = reporter
+        self._scribe = scribe
+        self._claim = claim
+        self._signal = signal
+        self._zone = zone
+        self._is_signal_missing = False
+        #: of this attempt so far; grams without the building's share
+        self.energy_j = 0.0
+        self.emissions_g = 0.0
+        #: end of the last sample
+        self.until: datetime | None = None
+        #: of the last sample; 0 where its intensity is not known
+        self.g_per_joule = 0.0
+
+    def take(self, samples: tuple[EnergySample, ...]) -> None:
+        usable = [s for s in samples if math.isfinite(s.energy_j) and s.energy_j >= 0]
+        if not usable:
+            return
+        start, end = min(s.started_at for s in usable), max(s.ended_at for s in usable)
+        rows = [_record(row) for row in attribute(usable, self._slots(start, end))]
+        self._add(rows, end)
+        job_id, fence = self._claim.job_id, self._claim.fence
+
+        def write(session: Session, _now: datetime) -> None:
+            service.record_energy(session, job_id, fence, rows)
+
+        self._reporter.post(write)
+
+    def _add(self, rows: Sequence[EnergyRecord], end: datetime) -> None:
+        self.energy_j += sum(row.energy_j for row in rows)
+        self.emissions_g += sum(
+            emissions_g(row.energy_j, row.intensity_g_per_kwh)
+            for row in rows
+            if row.intensity_g_per_kwh is not None
+        )
+        self.until = end
+        self.g_per_joule = emissions_g(1.0, rows[-1].intensity_g_per_kwh or 0.0)
+
+    def warn(self, sentence: str) -> None:
+        self._scribe.event(sentence, level="warn", data={"kind": "meter"})
+
+    def _slots(self, start: datetime, end: datetime) -> tuple[Intensity, ...]:
+        try:
+            slots = self._signal.series(self._zone, start, end)
+        except GreentuneError as error:
+            if not self._is_signal_missing:
+                sentence = f"No carbon intensity for {self._zone}: {error}"
+                self._scribe.event(sentence, level="warn", data={"kind": "signal"})
+            self._is_signal_missing = True
+            return ()
+        self._is_signal_missing = False
+        return slots
+
+
+def report_of(
+    job: JobRecord,
+    attempts: Sequence[AttemptRecord],
+    rows: Sequence[EnergyRecord],
+    selections: Sequence[EventRecord],
+    *,
+    zone: str,
+    pue: float,
+    attribution: Attribution,
+    against: Baseline | None,
+    embodied: Embodied | None,
+) -> EmissionsReport:
+    """All attempts of a job, as its rows in the database tell it."""
+    runs = [
+        Attempt(
+            number=attempt.number,
+            worker=attempt.worker,
+            started_at=attempt.started_at,
+            ended_at=attempt.ended_at,
+            outcome=attempt.outcome,
+        )
+        for attempt in attempts
+    ]
+    return report_emissions(
+        job_id=job.id,
+        zone=zone,
+        rows=rows,
+        submitted_at=job.created_at,
+        pue=pue,
+        attribution=attribution,
+        attempts=runs,
+        overheads=history.selections(selections),
+        gaps=uncovered(rows, runs),
+        against=against,
+        flops_share=job.progress.rho_measured,
+        trained_tokens=job.progress.trained_tokens,
+        embodied=embodied,
+    )
+
+
+def _record(row: MeteredEnergy) -> EnergyRecord:
+    return EnergyRecord(
+        device=row.device,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        energy_j=row.energy_j,
+        method=row.method,
+        intensity_g_per_kwh=row.intensity_g_per_kwh,
+        intensity_kind=row.intensity_kind,
+        intensity_source=row.intensity_source,
+        intensity_is_estimated=row.intensity_is_estimated,
+        zone=row.zone,
+    )

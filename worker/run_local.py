@@ -1,0 +1,316 @@
+"""`greentune run`: a whole job on this machine, with no server, resumable by the same command."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from core.carbon import report
+from core.carbon.account import (
+    Baseline,
+    EmissionsReport,
+    baseline,
+    full_effort,
+    report_emissions,
+    row_emissions_g,
+)
+from core.carbon.intensity import WORLD, IntensitySignal
+from core.carbon.meter import EnergyMeter
+from core.carbon.rho import choose_rho
+from core.carbon.signal import LiveOptions, open_signal
+from core.data.validation import DataLimits
+from core.errors import GreentuneError
+from core.settings import Settings
+from core.spec import JobSpec
+from core.training.export import EmissionsNote
+from core.training.hooks import (
+    Control,
+    EvaluationRecord,
+    FitResult,
+    Hook,
+    SelectionRecord,
+    StartRecord,
+    StepRecord,
+    ValidationRecord,
+)
+from core.units import joules_to_wh
+from worker.evaluation import EvaluationFile, scores_line
+from worker.hardware import hardware_name
+from worker.local_folder import EnergyFile, LocalFolder, MetricsFile
+from worker.prepare import Prepared, export, prepare, train
+
+_HISTORY = timedelta(days=7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalResult:
+    fit: FitResult
+    folder: LocalFolder
+    #: None: the run was paused or cancelled before its end
+    emissions: EmissionsReport | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Grid:
+    """Whose emissions the run's energy causes."""
+
+    signal: IntensitySignal
+    zone: str
+    pue: float
+
+
+def run_local(spec: JobSpec, out: Path, settings: Settings, console: Console) -> LocalResult:
+    """Train ``spec`` (whose files are paths) into the folder ``out``.
+
+    Ctrl-C or SIGTERM writes a checkpoint and returns with outcome "paused"; the same call later
+    goes on from there, bit for bit on the CPU.
+
+    Raises:
+        Conflict: ``out`` belongs to another job, or another process works there.
+        GreentuneError: as `worker.prepare.prepare` and `core.training.loop.fit`.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    folder = LocalFolder(path=out.resolve())
+    grid = _Grid(
+        signal=open_signal(
+            settings.carbon_signal,
+            settings.carbon_traces,
+            live=LiveOptions(**settings.carbon_access),
+        ),
+        zone=spec.green.zone or settings.zone or WORLD,
+        pue=settings.pue,
+    )
+    # an unknown zone is refused before anything is spent
+    grid.signal.at(grid.zone, datetime.now(UTC))
+    with folder.held(), _stopping() as stop:
+        submitted_at = folder.begin(spec, _files(spec))
+        energy = EnergyFile(folder.energy, grid.signal, grid.zone, warn=_warner(console))
+        meter = EnergyMeter(energy.take, _warner(console), interval_s=settings.meter_interval_s)
+        with meter:
+            console.print("Preparing: data, model and the price of every tensor")
+            prepared = _prepare(spec, folder, settings)
+            rho = folder.settle_rho(lambda: _decide_rho(prepared, grid, console))
+            columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+            answers = EvaluationFile(folder.evaluation, prepared.exam)
+            with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+                result = train(
+                    prepared,
+                    rho=lambda _step: rho,
+                    checkpoints=folder.checkpoints,
+                    hooks=[ProgressBar(progress, energy), MetricsFile(folder.metrics), answers],
+                    control=lambda: Control.CHECKPOINT_AND_STOP if stop else Control.CONTINUE,
+                )
+            if result.outcome != "finished":
+                return LocalResult(fit=result, folder=folder, emissions=None)
+            meter.sample()
+            found = _report(folder.path.name, result, energy, grid, submitted_at=submitted_at)
+            name = spec.suffix or folder.path.name
+            export(prepared, folder.model, result, name=name, emissions=_note(found))
+        # once more, with the export's own energy
+        found = _report(folder.path.name, result, energy, grid, submitted_at=submitted_at)
+        folder.emissions.write_text(json.dumps(report.to_dict(found), indent=1))
+        answers.add_energy(energy.rows)
+    return LocalResult(fit=result, folder=folder, emissions=found)
+
+
+def print_result(result: LocalResult, console: Console) -> None:
+    """What came out and where it lies, in a few lines."""
+    fit, found = result.fit, result.emissions
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    if found is None:
+        say(f"Stopped after step {fit.step} of {fit.total_steps}; the same command continues.")
+        return
+    if fit.first_validation_loss is not None and fit.validation_loss is not None:
+        say(f"Validation loss {fit.first_validation_loss:.4f} -> {fit.validation_loss:.4f}")
+    if fit.first_scores is not None and fit.scores is not None:
+        say(f"Answers before: {scores_line(fit.first_scores)}; after: {scores_line(fit.scores)}")
+    if fit.flops_share is not None:
+        say(
+            f"FLOPs: {fit.flops_share:.1%} of full fine-tuning, "
+            f"{fit.selection_flops / fit.flops:.1%} of them for selection"
+        )
+    energy_wh = joules_to_wh(found.total.energy_j)
+    say(f"Energy: {energy_wh:.3f} Wh; emissions: {found.total.emissions_g:.4f} gCO2e")
+    if found.baseline is not None:
+        say(
+            f"Full fine-tuning, modelled: {joules_to_wh(found.baseline.effort.energy_j):.3f} Wh; "
+            f"{found.baseline.emissions_g:.4f} gCO2e"
+        )
+    say(f"Model: {result.folder.model}")
+    say(f"Report: {result.folder.emissions}")
+
+
+class ProgressBar(Hook):
+    """Step, loss, speed, rho, energy and time left on one line; phases on lines of their own."""
+
+    def __init__(self, progress: Progress, energy: EnergyFile) -> None:
+        self._progress = progress
+        self._energy = energy
+        self._bar = progress.add_task("", total=None)
+        self._tokens = 0
+
+    def on_start(self, record: StartRecord) -> None:
+        self._progress.update(self._bar, total=record.total_steps, completed=record.step)
+        begun = f"Continuing after step {record.step}" if record.step else "Training"
+        self._say(
+            f"{begun}: {record.total_steps} steps of {record.method} on {record.device}, "
+            f"{record.precision}; lowest feasible rho {record.rho_min:.3f}"
+        )
+
+    def on_selection(self, record: SelectionRecord) -> None:
+        self._say(
+            f"step {record.step}: {len(record.names)} tensors, {record.n_trained_parameters:,} "
+            f"parameters, {record.rho_planned:.1%} of full fine-tuning's FLOPs "
+            f"(chosen in {record.duration_s:.1f} s)"
+        )
+
+    def on_step(self, record: StepRecord) -> None:
+        rows = self._energy.rows
+        energy_wh = joules_to_wh(sum(row.energy_j for row in rows))
+        grams = sum(row_emissions_g(row, row.intensity_kind, 1.0) for row in rows)
+        speed = (record.tokens - self._tokens) / record.duration_s if self._tokens else 0.0
+        self._tokens = record.tokens
+        self._progress.update(
+            self._bar,
+            completed=record.step,
+            description=f"step {record.step}/{record.total_steps}  loss {record.loss:.3f}  "
+            f"{speed:.0f} tokens/s  rho {record.flops / record.full_flops:.2f}  "
+            f"{energy_wh:.2f} Wh  {grams:.3f} gCO2e",
+        )
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        self._say(
+            f"step {record.step}: validation loss {record.loss:.4f}, "
+            f"token accuracy {record.token_accuracy:.1%}"
+        )
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._say(
+            f"step {record.step}: {record.n_examples} held-out questions answered in "
+            f"{record.duration_s:.1f} s: {scores_line(record.scores)}"
+        )
+
+    def _say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _files(spec: JobSpec) -> list[Path]:
+    named = (spec.training_file, spec.validation_file)
+    return [Path(name) for name in named if name is not None]
+
+
+def _prepare(spec: JobSpec, folder: LocalFolder, settings: Settings) -> Prepared:
+    # a folder, one of the settings' models, or whatever the hub knows under this id
+    place = spec.model if Path(spec.model).is_dir() else settings.model_folders.get(spec.model)
+    return prepare(
+        spec,
+        training_path=Path(spec.training_file),
+        validation_path=Path(spec.validation_file) if spec.validation_file else None,
+        models={spec.model: place},
+        cache=settings.home.expanduser() / "models",
+        checkpoints=folder.checkpoints,
+        limits=DataLimits(
+            min_examples=settings.min_examples, max_line_bytes=settings.max_line_bytes
+        ),
+    )
+
+
+def _decide_rho(prepared: Prepared, grid: _Grid, console: Console) -> float:
+    green = prepared.spec.green
+    if not green.follows_rho:
+        return prepared.rho_min
+    if green.rho != "auto":
+        return float(green.rho)
+    now = datetime.now(UTC)
+    try:
+        history = grid.signal.series(grid.zone, now - _HISTORY, now)
+    except GreentuneError:
+        history = ()  # a record that begins later: the absolute reference decides alone
+    marginal = grid.signal.at(grid.zone, now)
+    decision = choose_rho(marginal, history=history, rho_min=prepared.rho_min)
+    console.print(decision.reason, markup=False, highlight=False, soft_wrap=True)
+    return decision.rho
+
+
+def _report(
+    name: str, result: FitResult, energy: EnergyFile, grid: _Grid, *, submitted_at: datetime
+) -> EmissionsReport:
+    return report_emissions(
+        job_id=name,
+        zone=grid.zone,
+        rows=energy.rows,
+        submitted_at=submitted_at,
+        pue=grid.pue,
+        against=_baseline(result, energy, grid, submitted_at),
+        flops_share=result.flops_share,
+        trained_tokens=result.tokens,
+    )
+
+
+def _baseline(
+    result: FitResult, energy: EnergyFile, grid: _Grid, submitted_at: datetime
+) -> Baseline | None:
+    """Full fine-tuning started at submission; None where nothing is known to scale from."""
+    energy_j = sum(row.energy_j for row in energy.rows)
+    if not (energy_j and result.flops):
+        return None
+    effort = full_effort(
+        energy_j=energy_j,
+        active_s=result.train_duration_s,
+        spent_flops=result.flops,
+        full_flops=result.full_flops,
+    )
+    try:
+        slots = grid.signal.series(grid.zone, submitted_at, datetime.now(UTC))
+    except GreentuneError:
+        return None
+    return baseline(effort, submitted_at=submitted_at, slots=slots, pue=grid.pue)
+
+
+def _note(found: EmissionsReport) -> EmissionsNote:
+    hardware = hardware_name()
+    entry: dict[str, Any] = report.model_card_entry(found, hardware=hardware)
+    return EmissionsNote(
+        emissions_g=found.total.emissions_g,
+        energy_j=found.total.energy_j,
+        source=entry["source"],
+        zone=found.zone,
+        hardware=hardware,
+    )
+
+
+@contextmanager
+def _stopping() -> Iterator[list[int]]:
+    """A list that holds a signal's number once SIGINT or SIGTERM has come. A second Ctrl-C ends the
+    process at once, as it would without us.
+    """
+    received: list[int] = []
+
+    def take(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, take) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _warner(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, style="yellow", markup=False, highlight=False)

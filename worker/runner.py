@@ -1,0 +1,364 @@
+"""The training process: the one place where jobs, objects, carbon, data and training meet.
+
+A claim's spec becomes a model, data, a meter and hooks; they meet in `fit`; and however that ends,
+the job's row is told exactly once. The supervisor that started this process holds the lease; this
+process only writes under its fence, and stops when it is told to (SIGTERM, an order in the row) or
+when the fence no longer counts.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from core.carbon import calibration as costs
+from core.carbon.intensity import WORLD
+from core.carbon.meter import EnergyMeter
+from core.errors import (
+    GreentuneError,
+    LeaseLost,
+    NotFound,
+    OutOfMemory,
+    RhoInfeasible,
+    StorageUnavailable,
+    Unavailable,
+)
+from core.jobs import service, store
+from core.jobs.records import Claim, Hyperparameters
+from core.objects.folders import get_folder
+from core.settings import Settings
+from core.spec import JobSpec, TrainingOptions
+from core.training.hooks import FitResult, Hook
+from core.training.schedule import peak_learning_rate
+from worker.base import BaseFetcher
+from worker.calibration import Calibration, known_cost
+from worker.child import ChildExit
+from worker.delivery import Delivery, Trained
+from worker.drafting import Task
+from worker.ending import Ending, ending_of
+from worker.energy import EnergyLog
+from worker.hardware import hardware_name
+from worker.hooks import Interrupted, ProgressHook, Scribe, Steering
+from worker.inputs import fetch_data
+from worker.pilot import Pilot
+from worker.prepare import Prepared, prepare, train
+from worker.reporter import Reporter
+from worker.rho import resolve_rho
+from worker.scratch import scratch_folder
+from worker.uploads import CheckpointHook
+from worker.world import World, open_world
+
+LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def main(job_id: str, fence: int, *, shares_host: bool) -> ChildExit:
+    """Carry out one claim; call `worker.child.end_with_parent` first.
+
+    Args:
+        shares_host: other trainings run on this host at the same time.
+    """
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    world = open_world(Settings(), shares_host=shares_host)
+    try:
+        with world.database.transaction() as session:
+            claim = service.held(session, job_id, fence)
+        with Reporter(
+            world.database,
+            tenant=claim.tenant,
+            job_id=job_id,
+            fence=fence,
+            patience_s=world.patience_s,
+        ) as reporter:
+            Training(claim, world, reporter).run()
+    except LeaseLost:
+        return ChildExit.LEASE_LOST
+    except Unavailable:
+        return ChildExit.TRY_LATER
+    return ChildExit.REPORTED
+
+
+class Training:
+    """One claim, from its files to its ending."""
+
+    def __init__(self, claim: Claim, world: World, reporter: Reporter) -> None:
+        self._claim = claim
+        self._world = world
+        self._reporter = reporter
+        self._scribe = Scribe(reporter, claim)
+        self._steering = Steering(reporter)
+        #: the server's own model that the job's base comes from
+        self._parent = claim.spec.model
+        self._zone = claim.spec.green.zone or world.zone or WORLD
+        self._delivery = Delivery(
+            claim,
+            reporter,
+            world.objects,
+            signal=world.signal,
+            zone=self._zone,
+            pue=world.pue,
+            embodied_g_per_hour=world.embodied_g_per_hour,
+            attribution=world.attribution,
+        )
+
+    def run(self) -> None:
+        """Do the work and tell the job's row how it ended.
+
+        Raises:
+            LeaseLost: the job is not ours any more.
+            Unavailable: the row could not be told.
+        """
+        self._steering.listen()
+        ending = self._metered()
+        if isinstance(ending, Trained):
+            try:
+                ending = self._delivery.success(ending)
+            except GreentuneError as error:
+                ending = self._ending_of(error)
+        self._reporter.finish(ending)
+
+    def _metered(self) -> Ending | Trained:
+        """Energy counts from the first byte on, whatever the work comes to."""
+        log = EnergyLog(
+            self._reporter, self._scribe, self._claim, signal=self._world.signal, zone=self._zone
+        )
+        meter = EnergyMeter(
+            log.take,
+            log.warn,
+            interval_s=self._world.meter_interval_s,
+            attribution=self._world.attribution,
+        )
+        name = f"{self._claim.job_id}-{self._claim.fence}"
+        with meter:
+            try:
+                with scratch_folder(self._world.home / "scratch", name) as scratch:
+                    return self._work(scratch, meter, log)
+            except LeaseLost:
+                raise
+            except (GreentuneError, Interrupted, OSError) as error:
+                return self._ending_of(error)
+
+    def _ending_of(self, error: GreentuneError | Interrupted | OSError) -> Ending:
+        return ending_of(error, self._claim, self._steering, max_attempts=self._world.max_attempts)
+
+    def _work(self, scratch: Path, meter: EnergyMeter, log: EnergyLog) -> Trained:
+        """Train, with smaller micro-batches if memory does not suffice, and store the result."""
+        spec = self._claim.spec
+        is_started = False
+        while True:
+            prepared = self._prepare(spec, scratch)
+            if not is_started:
+                self._validated()
+            calibration, pilot = self._instruments(prepared, meter, log)
+            rho = self._rho(prepared) if pilot is None else pilot.begin()
+            if not is_started:
+                self._start(prepared, rho)
+                is_started = True
+            hooks = [ProgressHook(self._scribe, rho), calibration]
+            try:
+                result = self._train(prepared, rho, hooks, pilot, scratch)
+            except OutOfMemory as error:
+                spec = replace(spec, training=self._smaller(prepared.training, error))
+            else:
+                meter.sample()
+                return self._delivery.deliver(prepared, result, scratch, check=self._steering.check)
+            del prepared
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _prepare(self, spec: JobSpec, scratch: Path) -> Prepared:
+        """Everything that can be refused is refused here, before any training."""
+        world, claim = self._world, self._claim
+        data = fetch_data(world.database, world.objects, claim, scratch / "data")
+        self._steering.check()
+        base = BaseFetcher(
+            database=world.database,
+            objects=world.objects,
+            tenant=claim.tenant,
+            offered=world.models,
+            cache=world.home / "models",
+        ).fetch(spec.model, scratch / "base")
+        checkpoints = self._fetch_checkpoint(scratch)
+        self._steering.check()
+        try:
+            prepared = prepare(
+                spec,
+                training_path=data.training,
+                validation_path=data.validation,
+                models=base.models,
+                cache=world.home / "models",
+                checkpoints=checkpoints,
+                limits=world.limits,
+            )
+        except RhoInfeasible as error:
+            self._remember_minimum(base.parent, error.rho_min)
+            raise
+        self._parent = base.parent
+        self._remember_minimum(base.parent, prepared.rho_min)
+        self._steering.check()
+        return prepared
+
+    def _fetch_checkpoint(self, scratch: Path) -> Path:
+        """The folder that `fit` keeps its checkpoints in, with the one to continue from."""
+        checkpoints = scratch / "checkpoints"
+        resume = self._claim.resume
+        if resume is not None and not checkpoints.exists():
+            folder = checkpoints / f"step-{resume.step:08d}"
+            try:
+                get_folder(self._world.objects, resume.prefix, folder)
+            except NotFound as error:  # ours to have, not the caller's mistake
+                raise StorageUnavailable(f"The checkpoint {resume.id} is gone.") from error
+        return checkpoints
+
+    def _remember_minimum(self, model: str, rho_min: float) -> None:
+        """For refusals before a job is queued; no other method goes as low as ``green``."""
+        if self._claim.spec.green.method != "green":
+            return
+        self._reporter.post(
+            lambda session, now: store.put_profile_minimum(session, model, rho_min, now=now)
+        )
+
+    def _rho(self, prepared: Prepared) -> float:
+        moment = self._reporter.call(lambda _session, now: now)
+        return resolve_rho(
+            self._claim.job,
+            self._scribe,
+            signal=self._world.signal,
+            zone=self._zone,
+            rho_min=prepared.rho_min,
+            now=moment,
+        )
+
+    def _instruments(
+        self, prepared: Prepared, meter: EnergyMeter, log: EnergyLog
+    ) -> tuple[Calibration, Pilot | None]:
+        """What measures this machine, and what steers by it where the job has a plan."""
+        claim, world, model = self._claim, self._world, self._parent
+        tokens_per_step = prepared.train_data.report.n_tokens / prepared.steps_per_epoch
+        hardware, device = _hardware()
+        batches = prepared.steps_per_epoch * prepared.training.gradient_accumulation
+        full_flops = prepared.profile.full_flops * batches / prepared.train_data.report.n_tokens
+        now, attempts, stored = self._reporter.call(
+            lambda session, now: (
+                now,
+                store.list_attempts(session, claim.job_id),
+                store.list_costs(session, model),
+            )
+        )
+        calibration = Calibration(
+            self._reporter,
+            log,
+            meter.sample,
+            model=model,
+            hardware=hardware,
+            base=known_cost(stored, hardware, otherwise=costs.assumed(full_flops, device)),
+        )
+        if not claim.spec.green.is_planned:
+            return calibration, None
+        task = Task(
+            total_steps=prepared.total_steps,
+            steps_done=0 if claim.resume is None else claim.resume.step,
+            tokens_per_step=tokens_per_step,
+            rho_min=prepared.rho_min,
+            startup_s=max((now - attempts[-1].started_at).total_seconds(), 0.0)
+            + world.claim_delay_s,
+        )
+        pilot = Pilot(
+            claim,
+            self._reporter,
+            self._scribe,
+            self._steering,
+            log,
+            calibration,
+            task=task,
+            signal=world.signal,
+            zone=self._zone,
+            pue=world.pue,
+            clock=world.clock,
+        )
+        return calibration, pilot
+
+    def _validated(self) -> None:
+        claim = self._claim
+        self._reporter.call(
+            lambda session, now: service.validated(session, claim.job_id, claim.fence, now=now)
+        )
+
+    def _start(self, prepared: Prepared, rho: float) -> None:
+        claim, training = self._claim, prepared.training
+        assert training.n_epochs is not None
+        assert training.batch_size is not None
+        hyperparameters = Hyperparameters(
+            n_epochs=training.n_epochs,
+            batch_size=training.batch_size,
+            learning_rate=peak_learning_rate(
+                rho,
+                method=claim.spec.green.method,
+                learning_rate=training.learning_rate,
+                multiplier=training.learning_rate_multiplier,
+            ),
+            learning_rate_multiplier=training.learning_rate_multiplier,
+        )
+        self._reporter.call(
+            lambda session, now: service.started(
+                session, claim.job_id, claim.fence, now=now, hyperparameters=hyperparameters
+            )
+        )
+
+    def _train(
+        self,
+        prepared: Prepared,
+        rho: float,
+        hooks: list[Hook],
+        pilot: Pilot | None,
+        scratch: Path,
+    ) -> FitResult:
+        with CheckpointHook(self._reporter, self._claim, self._world.objects, scratch) as uploads:
+            result = train(
+                prepared,
+                rho=(lambda _step: rho) if pilot is None else pilot.rho,
+                checkpoints=scratch / "checkpoints",
+                hooks=[*hooks, uploads] if pilot is None else [*hooks, uploads, pilot],
+                control=self._steering if pilot is None else pilot.order,
+                selections=frozenset() if pilot is None else pilot.selections,
+            )
+            if result.outcome != "cancelled":
+                uploads.finish()
+        if result.outcome == "finished":
+            return result
+        kept = None if pilot is None else pilot.settle(result)
+        if kept is None:
+            raise Interrupted
+        return kept
+
+    def _smaller(self, training: TrainingOptions, error: OutOfMemory) -> TrainingOptions:
+        """Half the micro-batch, twice the accumulation: the same samples per optimiser step."""
+        batch_size = training.batch_size
+        if batch_size is None or batch_size == 1:
+            raise error
+        smaller = replace(
+            training,
+            batch_size=(batch_size + 1) // 2,
+            gradient_accumulation=2 * training.gradient_accumulation,
+        )
+        self._scribe.event(
+            f"Out of memory with batch_size {batch_size}; going on with {smaller.batch_size} and "
+            f"gradient_accumulation {smaller.gradient_accumulation}",
+            level="warn",
+            data={"kind": "out_of_memory", "batch_size": smaller.batch_size},
+        )
+        return smaller
+
+
+def _hardware() -> tuple[str, str]:
+    """In words that tell one kind of host from another, and "cpu" or "cuda"."""
+    if torch.cuda.is_available():
+        return hardware_name(), "cuda"
+    return f"{hardware_name()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads", "cpu"

@@ -1,0 +1,146 @@
+"""``greentune simulate``: a year of jobs on recorded intensities, as a table and as a page."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from core.carbon.page import plotly_js
+from core.carbon.simulate import Fleet, Outcome, simulate
+from core.carbon.trace import filled, read_traces
+
+
+def run(traces: Path, fleet: Fleet) -> list[Outcome]:
+    """Every zone of the traces, in order of their names."""
+    return [
+        simulate(zone, filled(trace), trace.step.total_seconds() / 3600, fleet)
+        for zone, trace in sorted(read_traces(traces).items())
+    ]
+
+
+def simulate_and_print(
+    traces: Path, fleet: Fleet, *, page: Path | None = None, as_json: bool = False
+) -> None:
+    """Runs, prints the table (or JSON), and writes the page where one is asked for."""
+    begun_s = time.monotonic()
+    outcomes = run(traces, fleet)
+    spent_s = time.monotonic() - begun_s
+    if page is not None:
+        page.write_text(to_html(outcomes, fleet), encoding="utf-8")
+    if as_json:
+        print(json.dumps(summary(outcomes, fleet), indent=1))
+        return
+    console = Console()
+    console.print(_table(outcomes, fleet))
+    jobs = sum(len(o.emissions_g_B) for o in outcomes)
+    console.print(f"{jobs} jobs in {spent_s:.1f} s")
+    if page is not None:
+        console.print(f"page: {page}")
+
+
+def summary(outcomes: Sequence[Outcome], fleet: Fleet) -> dict[str, Any]:
+    """The figures of the table, plain JSON."""
+    return {
+        "policy": fleet.policy,
+        "hours": fleet.hours,
+        "slack_h": fleet.slack_h,
+        "rho": None if fleet.policy == "budget" else fleet.rho,
+        "noise": fleet.noise,
+        "mean_ratio": fmean(o.ratio for o in outcomes),
+        "mean_clairvoyant_ratio": fmean(o.clairvoyant_ratio for o in outcomes),
+        "zones": [_figures(o) for o in outcomes],
+    }
+
+
+def _figures(outcome: Outcome) -> dict[str, Any]:
+    has_budget = bool((outcome.budget_g_B == outcome.budget_g_B).all())
+    return {
+        "zone": outcome.zone,
+        "jobs": len(outcome.emissions_g_B),
+        "run_now_g": float(outcome.run_now_g_B.mean()),
+        "emissions_g": float(outcome.emissions_g_B.mean()),
+        "ratio": outcome.ratio,
+        "clairvoyant_ratio": outcome.clairvoyant_ratio,
+        "regret": outcome.regret,
+        "mean_rho": float(outcome.rho_B.mean()),
+        "mean_starts": float(outcome.starts_B.mean()),
+        "missed_deadlines": int(outcome.missed_B.sum()),
+        "over_budget_share": outcome.over_budget() if has_budget else None,
+    }
+
+
+def _title(fleet: Fleet) -> str:
+    what = f"budget {fleet.budget_share:g} of baseline" if fleet.policy == "budget" else ""
+    what = what or f"rho {fleet.rho:g}"
+    return (
+        f"{fleet.policy}, {what}: {fleet.hours:g} h jobs, deadline {fleet.slack_h:g} h after "
+        f"submission, forecast noise: {fleet.noise}"
+    )
+
+
+def _table(outcomes: Sequence[Outcome], fleet: Fleet) -> Table:
+    table = Table(title=_title(fleet), caption="emissions / full fine-tuning run at submission")
+    for column in ("zone", "policy", "clairvoyant", "regret", "rho", "stretches", "missed"):
+        table.add_column(column, justify="left" if column == "zone" else "right")
+    if fleet.policy == "budget":
+        table.add_column("over budget", justify="right")
+    for line in summary(outcomes, fleet)["zones"]:
+        cells = [
+            line["zone"],
+            f"{line['ratio']:.3f}",
+            f"{line['clairvoyant_ratio']:.3f}",
+            f"{line['regret']:+.1%}",
+            f"{line['mean_rho']:.3f}",
+            f"{line['mean_starts']:.2f}",
+            str(line["missed_deadlines"]),
+        ]
+        if fleet.policy == "budget":
+            cells.append(f"{line['over_budget_share']:.2%}")
+        table.add_row(*cells)
+    total = summary(outcomes, fleet)
+    table.add_section()
+    table.add_row("mean", f"{total['mean_ratio']:.3f}", f"{total['mean_clairvoyant_ratio']:.3f}")
+    return table
+
+
+def to_html(outcomes: Sequence[Outcome], fleet: Fleet) -> str:
+    """A page that opens offline: bars per zone, and how single jobs scatter."""
+    zones = [o.zone for o in outcomes]
+    bars = {
+        "data": [
+            {"type": "bar", "name": name, "x": zones, "y": values}
+            for name, values in (
+                ("run now, full", [1.0] * len(zones)),
+                (fleet.policy, [o.ratio for o in outcomes]),
+                ("future known", [o.clairvoyant_ratio for o in outcomes]),
+            )
+        ],
+        "layout": {"title": {"text": "mean emissions / run-now full fine-tuning"}},
+    }
+    boxes = {
+        "data": [
+            {
+                "type": "box",
+                "name": o.zone,
+                "y": [round(float(v), 4) for v in (o.emissions_g_B / o.run_now_g_B)[::24]],
+                "boxpoints": False,
+            }
+            for o in outcomes
+        ],
+        "layout": {"title": {"text": "single jobs (one a day) / run-now full fine-tuning"}},
+    }
+    figures = json.dumps([bars, boxes], allow_nan=False).replace("<", "\\u003c")
+    return (
+        "<!doctype html><meta charset=utf-8><title>greentune simulate</title>"
+        "<body style='font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto'>"
+        f"<h1>Simulated year</h1><p>{_title(fleet)}</p><div id=c0></div><div id=c1></div>"
+        f"<script>{plotly_js()}</script><script>{figures}.forEach((f,i)=>"
+        "Plotly.newPlot('c'+i,f.data,f.layout,{responsive:true,displaylogo:false}))</script>"
+    )

@@ -1,0 +1,33 @@
+"""What a message may ask of a worker. A message is a nudge: losing, doubling or delaying one
+changes nothing but the moment at which somebody looks at the database.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from celery import Celery
+
+from core.wire import JOBS_QUEUE, RUN_JOB, SWEEP
+
+logger = logging.getLogger(__name__)
+
+
+def register(app: Celery, *, wake: Callable[[], None], sweep: Callable[[], list[str]]) -> None:
+    """Bind the task names to this process's supervisor.
+
+    Tasks return at once: a job that lasts for hours never holds a message, a pool thread or the
+    broker's visibility timeout. Which job runs next is decided by the claim (priority, then age),
+    not by the order of messages, so the id is for the log.
+    """
+
+    @app.task(name=RUN_JOB)
+    def run_job(job_id: str) -> None:
+        logger.info("job %s: nudged", job_id)
+        wake()
+
+    @app.task(name=SWEEP)
+    def settle_expired() -> None:
+        for job_id in sweep():
+            app.send_task(RUN_JOB, args=[job_id], queue=JOBS_QUEUE)

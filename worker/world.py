@@ -1,0 +1,79 @@
+"""What a training process stands on: database, objects, signal and this host's own figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from core.carbon.energy import Attribution
+from core.carbon.intensity import IntensitySignal
+from core.carbon.signal import LiveOptions, open_signal
+from core.data.validation import DataLimits
+from core.jobs.database import Database, open_database
+from core.jobs.signal_texts import SignalTexts
+from core.objects.opening import open_store
+from core.objects.store import ObjectStore
+from core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What surrounds a training, as the settings name it. Nothing is connected yet."""
+
+    database: Database
+    objects: ObjectStore
+    signal: IntensitySignal
+    #: of this host; None: not known
+    zone: str | None
+    pue: float
+    meter_interval_s: float
+    attribution: Attribution
+    models: dict[str, str | None]
+    limits: DataLimits
+    home: Path
+    #: how long a write waits for a database that is away
+    patience_s: float
+    max_attempts: int
+    #: of this host; None: not known
+    embodied_g_per_hour: float | None = None
+    #: how long a job that is due may lie unclaimed while a worker is free
+    claim_delay_s: float = 0.0
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+def open_world(settings: Settings, *, shares_host: bool) -> World:
+    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    database = open_database(settings.resolved_database_url, pool_size=2)
+    return World(
+        database=database,
+        objects=open_store(
+            settings.resolved_objects_url,
+            s3_endpoint=settings.s3_endpoint,
+            s3_region=settings.s3_region,
+            s3_access_key_id=None if key_id is None else key_id.get_secret_value(),
+            s3_secret_access_key=None if secret is None else secret.get_secret_value(),
+        ),
+        signal=open_signal(
+            settings.carbon_signal,
+            settings.carbon_traces,
+            speed=settings.carbon_trace_speed,
+            anchor=settings.carbon_trace_anchor,
+            live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
+        ),
+        zone=settings.zone,
+        pue=settings.pue,
+        embodied_g_per_hour=settings.embodied_g_per_hour,
+        meter_interval_s=settings.meter_interval_s,
+        # two trainings that both charged the whole machine would count its energy twice
+        attribution="process" if shares_host else "machine",
+        models=settings.model_folders,
+        limits=DataLimits(
+            min_examples=settings.min_examples, max_line_bytes=settings.max_line_bytes
+        ),
+        home=settings.home.expanduser().absolute(),
+        patience_s=2 * settings.lease_s,
+        max_attempts=settings.max_attempts,
+        claim_delay_s=settings.sweep_every_s,
+    )
