@@ -1,0 +1,183 @@
+"""Wishes on the wire, refusals that name ways out, and estimates before submission."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import openai
+import pytest
+
+from core.jobs import store
+from core.jobs.database import Database
+from core.jobs.records import CostRecord
+
+Lines = Callable[[int], bytes]
+HOUR = timedelta(hours=1)
+
+
+def upload(client: openai.OpenAI, lines: bytes) -> str:
+    return client.files.create(file=("t.jsonl", io.BytesIO(lines)), purpose="fine-tune").id
+
+
+def submit(client: openai.OpenAI, lines: bytes, **green: Any) -> Any:
+    return client.fine_tuning.jobs.create(
+        model="tiny",
+        training_file=upload(client, lines),
+        extra_body={"green": {"zone": "FR", **green}},
+    )
+
+
+@pytest.fixture
+def measured(database: Database) -> None:
+    """The model costs a second and 100 J per token at full effort."""
+    with database.transaction() as session:
+        for rho in (0.5, 1.0):
+            cost = CostRecord(
+                model="tiny",
+                hardware="here",
+                rho=rho,
+                s_per_token=rho,
+                j_per_token=100 * rho,
+                updated_at=datetime.now(UTC),
+            )
+            store.put_cost(session, cost)
+
+
+def test_wishes_make_a_round_trip(client: openai.OpenAI, chat_lines: Lines) -> None:
+    deadline = datetime.now(UTC).replace(microsecond=0) + 24 * HOUR
+    start = int((datetime.now(UTC) + HOUR).timestamp())
+    job = submit(
+        client,
+        chat_lines(12),
+        schedule="green",
+        deadline=deadline.isoformat(),
+        earliest_start=start,
+        carbon_budget_g=100,
+        on_budget="stop_and_save",
+        max_hold_s=None,
+    )
+    assert job.green["deadline"] == deadline.timestamp()
+    assert job.green["earliest_start"] == start
+    assert (job.green["schedule"], job.green["on_budget"]) == ("green", "stop_and_save")
+    assert job.green["budget"] == {"energy_wh_left": None, "co2e_g_left": 100}
+    assert client.fine_tuning.jobs.retrieve(job.id).green["deadline"] == deadline.timestamp()
+
+
+@pytest.mark.parametrize(
+    ("green", "param", "code"),
+    [
+        ({"deadline": "2020-01-01T00:00:00Z"}, "green.deadline", "deadline_unreachable"),
+        ({"deadline": "2030-01-01T00:00:00"}, "green.deadline", "invalid_value"),
+        ({"deadline": 1e300}, "green.deadline", "invalid_value"),
+        (
+            {"deadline": "2030-01-01T00:00:00Z", "earliest_start": "2030-01-02T00:00:00Z"},
+            "green.deadline",
+            "invalid_value",
+        ),
+        ({"schedule": "soon"}, "green.schedule", "invalid_value"),
+        ({"on_budget": "shrug"}, "green.on_budget", "invalid_value"),
+        ({"carbon_budget_g": 0}, "green.carbon_budget_g", "invalid_value"),
+        ({"energy_budget_wh": -1}, "green.energy_budget_wh", "invalid_value"),
+        ({"schedule": "green", "zone": None}, "green.zone", "missing_required_parameter"),
+    ],
+)
+def test_wishes_that_make_no_sense_are_refused(
+    client: openai.OpenAI, chat_lines: Lines, green: dict[str, Any], param: str, code: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        submit(client, chat_lines(12), **green)
+    assert (refused.value.param, refused.value.code) == (param, code)
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize(
+    ("green", "param", "code", "offered"),
+    [
+        ({"rho": 1.0}, "green.deadline", "deadline_unreachable", ("Train ", "Allow until ")),
+        (
+            {"rho": 1.0, "carbon_budget_g": 4.0, "deadline": None},
+            "green.carbon_budget_g",
+            "carbon_budget_exhausted",
+            ("Train ", "Raise the budget", "Lower rho"),
+        ),
+        (
+            {"energy_budget_wh": 45.0, "deadline": None},
+            "green.energy_budget_wh",
+            "carbon_budget_exhausted",
+            ("Train ", "Raise the budget"),
+        ),
+    ],
+)
+def test_a_wish_that_measurements_rule_out_names_what_is_missing_and_ways_out(
+    client: openai.OpenAI,
+    chat_lines: Lines,
+    green: dict[str, Any],
+    param: str,
+    code: str,
+    offered: tuple[str, ...],
+) -> None:
+    wish = {"deadline": (datetime.now(UTC) + HOUR / 4).isoformat()} | green
+    with pytest.raises(openai.BadRequestError) as refused:
+        submit(client, chat_lines(60), **wish)
+    assert (refused.value.param, refused.value.code) == (param, code)
+    assert all(words in refused.value.message for words in offered), refused.value.message
+
+
+def test_nobody_is_refused_on_an_assumption(client: openai.OpenAI, chat_lines: Lines) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=30)
+    assert submit(client, chat_lines(12), deadline=soon.isoformat()).status == "validating_files"
+
+
+def estimate(client: openai.OpenAI, **body: Any) -> dict[str, Any]:
+    answer: Any = client.post("/green/estimate", body={"model": "tiny", **body}, cast_to=object)
+    return dict(answer)
+
+
+@pytest.mark.usefixtures("measured")
+def test_an_estimate_is_made_of_measured_costs(client: openai.OpenAI) -> None:
+    made = estimate(
+        client, n_tokens=3600, n_epochs=1, zone="FR", rho=[0.5, 1.0], start_hours=[0, 6]
+    )
+    assert made["basis"]["cost"] == "stored"
+    assert made["basis"]["hardware"] == "here"
+    options = {(o["rho"], o["schedule"], o["start"]): o for o in made["options"]}
+    assert len(options) == 6
+    assert made["full_now"]["energy_wh"] == pytest.approx(100.0, rel=0.05)
+    now = [o for o in made["options"] if o["schedule"] == "now" and o["rho"] == 0.5]
+    assert now[0]["energy_wh"] == pytest.approx(50.0, rel=0.05)
+    # a flat grid: the earliest of each rho, and nothing else, is worth choosing
+    front = {o["rho"] for o in made["options"] if o["is_pareto"]}
+    assert front == {0.5, 1.0}
+    late = [o for o in made["options"] if o["schedule"] == "now"][1]
+    assert not late["is_pareto"]
+
+
+def test_an_estimate_of_a_file_says_what_it_assumes(
+    client: openai.OpenAI, chat_lines: Lines
+) -> None:
+    made = estimate(client, training_file=upload(client, chat_lines(12)), zone="FR")
+    assert made["basis"]["cost"] == "assumed"
+    assert made["basis"]["hardware"] is None
+    assert made["options"]
+    assert all(option["co2e_g"] > 0 for option in made["options"])
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "n_tokens"),
+        ({"n_tokens": 1, "training_file": "file-1"}, "n_tokens"),
+        ({"n_tokens": 10, "deadline": "2020-01-01T00:00:00Z"}, "deadline"),
+        ({"n_tokens": 10, "zone": "XX-NOWHERE"}, "green.zone"),
+        ({"n_tokens": 10, "rho": [2.0]}, "green.rho"),
+    ],
+)
+def test_an_estimate_refuses_what_it_cannot_estimate(
+    client: openai.OpenAI, body: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        estimate(client, **body)
+    assert refused.value.param == param

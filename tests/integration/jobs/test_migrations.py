@@ -1,0 +1,114 @@
+"""The migrations build the tables, both ways, from anywhere, however many ask at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+
+import migrations
+from core.errors import Unavailable
+from core.jobs.database import create_engine
+from core.jobs.tables import Base
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def tables(url: str) -> set[str]:
+    engine = create_engine(url)
+    with engine.connect() as connection:
+        found = set(inspect(connection).get_table_names())
+    engine.dispose()
+    return found
+
+
+def test_there_is_one_head_and_revisions_are_numbered():
+    script = ScriptDirectory.from_config(migrations.config("sqlite://"))
+    assert len(script.get_heads()) == 1
+    numbers = [revision.revision for revision in script.walk_revisions("base", "heads")]
+    assert numbers == [f"{n:04}" for n in range(len(numbers), 0, -1)]
+
+
+def test_up_down_up_and_nothing_left_to_do(database_url, capsys):
+    migrations.upgrade(database_url)
+    command.check(migrations.config(database_url))
+    assert tables(database_url) == {*Base.metadata.tables, "alembic_version"}
+    migrations.downgrade(database_url, "base")
+    assert tables(database_url) == {"alembic_version"}
+    migrations.upgrade(database_url)
+    migrations.upgrade(database_url)
+    command.check(migrations.config(database_url))
+
+
+def test_the_check_would_notice(database_url):
+    migrations.upgrade(database_url)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("ALTER TABLE workers ADD COLUMN surplus INTEGER"))
+    engine.dispose()
+    with pytest.raises(Exception, match="surplus"):
+        command.check(migrations.config(database_url))
+
+
+def test_many_may_migrate_at_once(database_url):
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(_upgrade_elsewhere, database_url) for _ in range(4)]:
+            assert future.result(120) == ""
+    assert tables(database_url) >= set(Base.metadata.tables)
+
+
+def _upgrade_elsewhere(url: str) -> str:
+    """In a process of its own and in another folder, as an installed package would be used."""
+    code = "import sys, migrations; migrations.upgrade(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, url],
+        cwd=Path(url.rpartition("/")[0].removeprefix("sqlite://")) if "sqlite" in url else "/",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    return done.stderr
+
+
+def test_a_table_that_stays_locked_stops_the_migration_not_the_service(postgres_url: str):
+    migrations.upgrade(postgres_url)
+    engine = create_engine(postgres_url)
+    with engine.begin() as connection:
+        connection.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
+        with pytest.raises(Unavailable, match="lock timeout"):
+            migrations.upgrade(postgres_url)
+    engine.dispose()
+    migrations.upgrade(postgres_url)
+
+
+def test_a_failed_migration_leaves_nothing_behind(database_url):
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE workers (unexpected INTEGER)"))
+    with pytest.raises(Exception, match="workers"):
+        migrations.upgrade(database_url)
+    assert tables(database_url) == {"workers"}
+    engine.dispose()
+
+
+def test_the_developers_command_finds_the_scripts(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'dev.db'}"
+    migrations.upgrade(url)
+    done = subprocess.run(
+        [sys.executable, "-m", "alembic", "-x", f"url={url}", "check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,293 @@
+"""The training process's work, run inside the test: what a caller finds in the end."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import signal
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import migrations
+from core.carbon.static import StaticSignal
+from core.data.validation import DataLimits
+from core.errors import LeaseLost, OutOfMemory
+from core.jobs import ids, service, store
+from core.jobs.database import Database, now, open_database
+from core.jobs.lifecycle import Status
+from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
+from core.objects.folders import get_folder
+from core.objects.local import LocalStore
+from core.spec import GreenOptions, JobSpec, TrainingOptions
+from tests.integration.worker.conftest import TENANT
+from worker import runner
+from worker.reporter import Reporter
+from worker.runner import Training
+from worker.world import World
+
+
+class Desk:
+    """One worker's world on SQLite and a folder, and the caller on the other side."""
+
+    def __init__(self, home: Path, model: Path) -> None:
+        url = f"sqlite:///{home / 'jobs.db'}"
+        migrations.upgrade(url)
+        self.database: Database = open_database(url)
+        self.objects = LocalStore(home / "objects")
+        self.world = World(
+            database=self.database,
+            objects=self.objects,
+            signal=StaticSignal(),
+            zone=None,
+            pue=1.2,
+            meter_interval_s=0.2,
+            attribution="machine",
+            models={"tiny": str(model)},
+            limits=DataLimits(),
+            home=home,
+            patience_s=5.0,
+            max_attempts=3,
+        )
+
+    def submit(self, lines: bytes, *, model: str = "tiny", **changes: Any) -> str:
+        file_id = ids.new_id(ids.FILE)
+        stored = self.objects.put(f"files/{file_id}", [lines])
+        wishes = changes.pop("green", {})
+        green = GreenOptions(zone="FR", rho=changes.pop("rho", 0.7), **wishes)
+        options = {"n_epochs": 1, "batch_size": 4} | changes
+        spec = JobSpec(
+            model=model,
+            training_file=file_id,
+            training=TrainingOptions(**options),
+            green=green,
+        )
+        with self.database.transaction() as session:
+            file = NewFile(
+                id=file_id,
+                filename="train.jsonl",
+                purpose="fine-tune",
+                n_bytes=len(lines),
+                sha256=hashlib.sha256(lines).hexdigest(),
+                object_key=stored.key,
+            )
+            service.create_file(session, tenant=TENANT, file=file, now=now(session))
+            return service.submit(session, tenant=TENANT, spec=spec, now=now(session)).id
+
+    def claim(self, job_id: str) -> Claim:
+        with self.database.transaction() as session:
+            claim = service.claim(
+                session, worker="w", now=now(session), lease_s=60, max_attempts=3, job_id=job_id
+            )
+        assert claim is not None
+        return claim
+
+    def carry_out(self, job_id: str) -> JobRecord:
+        claim = self.claim(job_id)
+        with Reporter(
+            self.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
+        ) as reporter:
+            Training(claim, self.world, reporter).run()
+        return self.job(job_id)
+
+    def job(self, job_id: str) -> JobRecord:
+        with self.database.read() as session:
+            return store.get_job(session, TENANT, job_id)
+
+    def events(self, job_id: str) -> list[EventRecord]:
+        with self.database.read() as session:
+            return list(store.list_events(session, TENANT, job_id, limit=10_000).items)[::-1]
+
+    def result_file(self, file_id: str) -> bytes:
+        with self.database.read() as session:
+            record = store.get_file(session, TENANT, file_id, now=now(session))
+        return b"".join(self.objects.get(record.object_key))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_model: Path) -> Iterator[Desk]:
+    before = signal.getsignal(signal.SIGTERM)
+    desk = Desk(tmp_path, tiny_model)
+    yield desk
+    desk.database.dispose()
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_job_from_its_file_to_its_model(
+    desk: Desk, chat_lines: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    job = desk.carry_out(desk.submit(chat_lines(24)))
+    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    assert job.progress.step == job.progress.total_steps == 6
+    # one probe for the selection is a sixth of so short a run
+    assert job.progress.rho_measured == pytest.approx(0.7 + 1 / 6, abs=0.05)
+    assert job.energy_j > 0
+    assert job.emissions_g > 0
+    assert job.baseline is not None
+    assert job.baseline.energy_j > job.energy_j
+
+    messages = [event.message for event in desk.events(job.id)]
+    in_order = [
+        f"Created fine-tuning job: {job.id}",
+        f"Validating training file: {job.spec.training_file}",
+        "Files validated, moving job to queued state",
+        "Fine-tuning job started",
+        "Checkpoint created at step 6",
+        f"New fine-tuned model created: {job.fine_tuned_model}",
+        "The job has successfully completed",
+    ]
+    assert [m for m in messages if m in in_order] == in_order
+    assert sum(message.startswith("Step ") for message in messages) == 6
+
+    metrics, emissions, archive = (desk.result_file(file_id) for file_id in job.result_files)
+    rows = list(csv.DictReader(io.StringIO(metrics.decode())))
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert float(rows[-1]["train_loss"]) == job.progress.train_loss
+    report = json.loads(emissions)
+    assert report["job_id"] == job.id
+    assert report["pue"] == 1.2
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        assert any(name.endswith("/model.safetensors") for name in tar.getnames())
+
+    from transformers import AutoModelForCausalLM
+
+    with desk.database.read() as session:
+        assert job.fine_tuned_model is not None
+        record = store.get_model(session, TENANT, job.fine_tuned_model)
+    folder = tmp_path / "tuned"
+    get_folder(desk.objects, record.prefix, folder)
+    assert AutoModelForCausalLM.from_pretrained(folder).num_parameters() > 0
+    assert "co2_eq_emissions" in (folder / "README.md").read_text()
+    assert not list((tmp_path / "scratch").iterdir())
+
+
+def test_a_fine_tuned_model_and_its_checkpoint_are_bases(
+    desk: Desk, chat_lines: Callable[[int], bytes]
+) -> None:
+    """The last checkpoint is the finished model: tuning either on gives the same weights."""
+    first = desk.carry_out(desk.submit(chat_lines(12)))
+    assert first.fine_tuned_model is not None
+    with desk.database.read() as session:
+        checkpoint = store.list_checkpoints(session, TENANT, first.id).items[0]
+    assert checkpoint.step == first.progress.step
+    losses = []
+    for model in (first.fine_tuned_model, checkpoint.model):
+        job = desk.carry_out(desk.submit(chat_lines(12), model=model))
+        assert (job.status, job.error) == (Status.SUCCEEDED, None)
+        losses.append(job.progress.train_loss)
+    assert losses[0] == losses[1] != first.progress.train_loss
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"line": b'{"messages": []}\n'}, "invalid_training_file", "line 13: "),
+        ({"line": b"not json\n"}, "invalid_training_file", "line 13: "),
+        ({"count": 4}, "invalid_n_examples", "Training file has 4 example(s)"),
+        ({"rho": 0.34}, "rho_infeasible", "rho must be at least 0."),
+        ({"model": "unknown"}, "model_not_found", "unknown"),
+        ({"learning_rate": 1e5, "max_grad_norm": 1e30}, "nan_loss", "became"),
+    ],
+)
+def test_what_cannot_work_fails_at_once_and_says_why(
+    desk: Desk,
+    chat_lines: Callable[[int], bytes],
+    change: dict[str, Any],
+    code: str,
+    said: str,
+) -> None:
+    lines = chat_lines(change.pop("count", 12)) + change.pop("line", b"")
+    job = desk.carry_out(desk.submit(lines, **change))
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.code == code
+    assert said in job.error.message
+    assert job.fence == 1
+    if code == "rho_infeasible":
+        assert job.error.param == "green.rho"
+        assert "Fine-tuning job started" not in [e.message for e in desk.events(job.id)]
+        with desk.database.read() as session:
+            minimum = store.get_profile_minimum(session, "tiny")
+        assert minimum is not None
+        assert 0.34 < minimum < 1
+
+
+def test_rho_auto_follows_the_grid_and_says_so(
+    desk: Desk, chat_lines: Callable[[int], bytes]
+) -> None:
+    job = desk.carry_out(desk.submit(chat_lines(12), rho="auto"))
+    assert job.status is Status.SUCCEEDED
+    (said,) = [e for e in desk.events(job.id) if (e.data or {}).get("kind") == "rho"]
+    assert said.data is not None
+    assert said.data["zone"] == "FR"
+    assert job.progress.rho_requested == said.data["rho"]
+
+
+def test_memory_that_does_not_suffice_halves_the_micro_batch(
+    desk: Desk, chat_lines: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, sizes = runner.train, []
+
+    def train(prepared, **arguments):
+        sizes.append((prepared.training.batch_size, prepared.training.gradient_accumulation))
+        if prepared.training.batch_size > 1:
+            raise OutOfMemory("Not enough memory.")
+        return real(prepared, **arguments)
+
+    monkeypatch.setattr(runner, "train", train)
+    job = desk.carry_out(desk.submit(chat_lines(12)))
+    assert job.status is Status.SUCCEEDED
+    assert sizes == [(4, 1), (2, 2), (1, 4)]
+    assert job.progress.total_steps == 3
+
+
+def test_an_object_store_that_lost_the_file_is_tried_again_later(
+    desk: Desk, chat_lines: Callable[[int], bytes]
+) -> None:
+    job_id = desk.submit(chat_lines(12))
+    key = f"files/{desk.job(job_id).spec.training_file}"
+    desk.objects.put(key, [b"something else"])
+    job = desk.carry_out(job_id)
+    assert (job.status, job.retries) == (Status.VALIDATING_FILES, 1)
+    assert job.not_before is not None
+
+
+def test_cancelled_before_it_began(desk: Desk, chat_lines: Callable[[int], bytes]) -> None:
+    job_id = desk.submit(chat_lines(12))
+    claim = desk.claim(job_id)
+    with desk.database.transaction() as session:
+        service.cancel(session, tenant=TENANT, job_id=job_id, now=now(session))
+    with Reporter(
+        desk.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
+    ) as reporter:
+        Training(claim, desk.world, reporter).run()
+    job = desk.job(job_id)
+    assert job.status is Status.CANCELLED
+    assert job.energy_j > 0, "cancelled work is accounted for too"
+
+
+def test_a_successor_makes_the_old_training_stop_without_a_word(
+    desk: Desk, chat_lines: Callable[[int], bytes]
+) -> None:
+    job_id = desk.submit(chat_lines(12))
+    claim = desk.claim(job_id)
+    with desk.database.transaction() as session:
+        later = now(session).replace(year=now(session).year + 1)
+        successor = service.claim(
+            session, worker="x", now=later, lease_s=60, max_attempts=3, job_id=job_id
+        )
+    assert successor is not None
+    with (
+        pytest.raises(LeaseLost),
+        Reporter(
+            desk.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
+        ) as reporter,
+    ):
+        Training(claim, desk.world, reporter).run()
+    job = desk.job(job_id)
+    assert (job.status, job.fence, job.worker) == (Status.VALIDATING_FILES, 2, "x")

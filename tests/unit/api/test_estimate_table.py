@@ -1,0 +1,65 @@
+"""What people type and see around estimates."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+
+import pytest
+from rich.console import Console
+
+from api.estimate_table import moment_of, print_estimate
+from core.errors import InvalidInput
+
+NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        (None, None),
+        ("+90m", "2026-03-02T07:30:00+00:00"),
+        ("+12h", "2026-03-02T18:00:00+00:00"),
+        ("+1.5d", "2026-03-03T18:00:00+00:00"),
+        ("2026-12-24T06:00Z", "2026-12-24T06:00:00+00:00"),
+        ("2026-12-24T06:00+02:00", "2026-12-24T04:00:00+00:00"),
+    ],
+)
+def test_moments(text: str | None, moment: str | None) -> None:
+    assert moment_of("--deadline", text, NOW) == moment
+
+
+@pytest.mark.parametrize("text", ["tomorrow", "+12", "12h", ""])
+def test_what_is_no_moment(text: str) -> None:
+    with pytest.raises(InvalidInput, match="--deadline must be a moment"):
+        moment_of("--deadline", text, NOW)
+
+
+def test_the_table_marks_what_nothing_beats_and_says_what_is_assumed() -> None:
+    option = {
+        "rho": 0.5,
+        "schedule": "green",
+        "start": "2026-03-02T12:00:00+00:00",
+        "finish": "2026-03-02T13:00:00+00:00",
+        "duration_s": 3600.0,
+        "energy_wh": 50.0,
+        "co2e_g": 2.0,
+        "co2e_share_of_full_now": 0.25,
+        "quality": 0.84,
+        "is_pareto": True,
+    }
+    document = {
+        "zone": "FR",
+        "options": [option, {**option, "rho": 1.0, "is_pareto": False}],
+        "full_now": {**option, "energy_wh": 100.0, "co2e_g": 8.0},
+        "basis": {"hardware": None, "n_tokens": 1000, "n_epochs": 3},
+    }
+    text = io.StringIO()
+    print_estimate(document, Console(file=text, width=200))
+    lines = text.getvalue().splitlines()
+    assert (
+        " ".join(lines[1].split()) == "* 0.50 03-02 12:00Z green 03-02 13:00Z 1:00:00 50 2 25% 0.84"
+    )
+    assert not lines[2].startswith("*")
+    assert "100 Wh, 8 gCO2e" in lines[3]
+    assert "assumed" in lines[4]

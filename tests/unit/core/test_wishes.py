@@ -1,0 +1,62 @@
+"""What a caller may wish of a plan: checked when the spec is made, kept as plain JSON."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import InvalidInput
+from core.spec import GreenOptions, JobSpec
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+moments = st.datetimes(
+    min_value=datetime(2000, 1, 1),  # noqa: DTZ001  hypothesis adds the zone
+    max_value=datetime(2100, 1, 1),  # noqa: DTZ001  as above
+    timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]),
+)
+
+
+@given(
+    start=st.none() | moments,
+    days=st.none() | st.floats(min_value=0.01, max_value=100),
+    grams=st.none() | st.floats(min_value=1e-6, max_value=1e9),
+)
+def test_a_spec_survives_json(
+    start: datetime | None, days: float | None, grams: float | None
+) -> None:
+    deadline = None if days is None else (start or NOON) + timedelta(days=days)
+    green = GreenOptions(earliest_start=start, deadline=deadline, carbon_budget_g=grams)
+    spec = JobSpec(model="m", training_file="file-1", green=green)
+    again = JobSpec.from_json(spec.to_json())
+    assert again == spec
+    assert again.green.deadline is None or again.green.deadline.tzinfo is UTC
+    assert green.is_planned == any(v is not None for v in (start, deadline, grams))
+
+
+def test_a_spec_from_before_there_were_wishes_is_read() -> None:
+    old = {"model": "m", "training_file": "f", "green": {"method": "green", "rho": 0.5}}
+    assert not JobSpec.from_dict(old).green.is_planned
+
+
+@pytest.mark.parametrize(
+    ("wishes", "param"),
+    [
+        ({"deadline": NOON, "earliest_start": NOON}, "green.deadline"),
+        ({"deadline": NOON.replace(tzinfo=None)}, "green.deadline"),
+        ({"earliest_start": "2026-03-02"}, "green.earliest_start"),
+        ({"schedule": "later"}, "green.schedule"),
+        ({"on_budget": "explode"}, "green.on_budget"),
+        ({"max_hold_s": 0}, "green.max_hold_s"),
+        ({"energy_budget_wh": float("inf")}, "green.energy_budget_wh"),
+        ({"carbon_budget_g": float("nan")}, "green.carbon_budget_g"),
+        ({"carbon_budget_g": True}, "green.carbon_budget_g"),
+    ],
+)
+def test_wishes_that_make_no_sense(wishes: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        GreenOptions(**wishes)
+    assert refused.value.param == param

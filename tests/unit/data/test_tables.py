@@ -1,0 +1,182 @@
+"""Rows come out as they stand in the file, and every bad one is named by its line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from core.data.tables import Row, parse_columns, read_rows
+from core.data.validation import DataLimits, Problem
+from core.errors import DataInvalid, InvalidInput
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=20)
+ROWS = st.lists(st.tuples(TEXT, TEXT), max_size=8)
+on_disk = settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def read(path: Path, *columns: str, limits: DataLimits | None = None) -> list[Row | Problem]:
+    return list(read_rows(path, columns, limits=limits))
+
+
+def problems(rows: list[Row | Problem]) -> list[tuple[int | None, str]]:
+    return [(row.line, row.code) for row in rows if isinstance(row, Problem)]
+
+
+@on_disk
+@given(ROWS)
+def test_any_text_survives_csv(tmp_path: Path, rows: list[tuple[str, str]]):
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL)
+        writer.writerows([("a", "skipped", "b"), *((a, "x", b) for a, b in rows)])
+    got = read(path, "b", "a")
+    assert [(row.values["a"], row.values["b"]) for row in got] == rows
+    # each row is named by the line that it begins on
+    lines = [
+        2 + sum(a.count("\n") + b.count("\n") + 1 for a, b in rows[:at]) for at in range(len(rows))
+    ]
+    assert [row.line for row in got] == lines
+
+
+@on_disk
+@given(ROWS)
+def test_any_text_survives_jsonl(tmp_path: Path, rows: list[tuple[str, str]]):
+    lines = (json.dumps({"a": a, "x": 1, "b": [b]}, ensure_ascii=False) for a, b in rows)
+    path = written(tmp_path, "rows.jsonl", "".join(line + "\n" for line in lines))
+    got = read(path, "a", "b")
+    assert [row.values for row in got] == [{"a": a, "b": [b]} for a, b in rows]
+    assert [row.line for row in got] == list(range(1, len(rows) + 1))
+
+
+@on_disk
+@given(ROWS)
+def test_any_text_survives_parquet(tmp_path: Path, rows: list[tuple[str, str]]):
+    path = tmp_path / "rows.parquet"
+    table = {"a": [a for a, _ in rows], "x": [1] * len(rows), "b": [[b] for _, b in rows]}
+    schema = pa.schema([("a", pa.string()), ("x", pa.int64()), ("b", pa.list_(pa.string()))])
+    pq.write_table(pa.table(table, schema), path)
+    got = read(path, "a", "b")
+    assert [row.values for row in got] == [{"a": a, "b": [b]} for a, b in rows]
+    assert [row.line for row in got] == list(range(1, len(rows) + 1))
+
+
+@on_disk
+@given(st.binary(max_size=200), st.sampled_from(["jsonl", "csv", "parquet"]))
+def test_no_bytes_raise_anything_but_our_errors(tmp_path: Path, content: bytes, kind: str):
+    path = written(tmp_path, f"rows.{kind}", content)
+    try:
+        rows = read(path, "a")
+    except DataInvalid:
+        return
+    assert all(isinstance(row, (Row, Problem)) for row in rows)
+
+
+def test_bad_csv_rows_are_named_and_the_rest_is_read(tmp_path: Path):
+    path = written(
+        tmp_path,
+        "rows.csv",
+        b'a,b\n1,2\n1\n"x\ny",3\n\xff,1\n"p"q,1\n4,5,6\n\n7,8\n' + b"9" * 60 + b',1\n5,6\n"open,',
+    )
+    rows = read(path, "a", limits=DataLimits(max_line_bytes=50))
+    assert problems(rows) == [
+        (3, "wrong_field_count"),
+        (6, "invalid_utf8"),
+        (7, "invalid_csv"),
+        (8, "wrong_field_count"),
+        (11, "line_too_long"),
+        (13, "invalid_csv"),
+    ]
+    assert [(row.line, row.values["a"]) for row in rows if isinstance(row, Row)] == [
+        (2, "1"),
+        (4, "x\ny"),
+        (10, "7"),
+        (12, "5"),
+    ]
+
+
+def test_a_long_csv_field_is_read_and_the_modules_limit_stays(tmp_path: Path):
+    before = csv.field_size_limit()
+    long = "x" * (before + 10)
+    path = written(tmp_path, "rows.csv", f"a\n{long}\n")
+    assert read(path, "a")[0].values["a"] == long
+    assert csv.field_size_limit() == before
+
+
+def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(tmp_path: Path):
+    path = written(tmp_path, "rows.csv", b"\xef\xbb\xbfa,b\r\n1,2\r\n")
+    assert read(path, "a")[0].values == {"a": "1"}
+
+
+def test_bad_jsonl_rows_are_named(tmp_path: Path):
+    path = written(tmp_path, "rows.jsonl", '{"a": 1}\n[1]\n{"a": \n\n{"b": 2}\n')
+    rows = read(path, "a")
+    assert problems(rows) == [(2, "wrong_type"), (3, "invalid_json")]
+    # what a missing column means is the task's business
+    assert [row.values for row in rows if isinstance(row, Row)] == [{"a": 1}, {}]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.parquet"])
+def test_a_missing_column_names_those_that_there_are(tmp_path: Path, name: str):
+    path = tmp_path / name
+    if name.endswith("csv"):
+        path.write_text("text,label\nx,1\n")
+    else:
+        pq.write_table(pa.table({"text": ["x"], "label": [1]}), path)
+    with pytest.raises(DataInvalid, match=r"no column 'src'; its columns are: text, label"):
+        read(path, "src")
+
+
+def test_files_as_a_whole(tmp_path: Path):
+    with pytest.raises(InvalidInput, match=r"\.jsonl, \.csv, \.parquet"):
+        read_rows(tmp_path / "rows.xlsx", ["a"])
+    with pytest.raises(DataInvalid, match="more than one column 'a'"):
+        read(written(tmp_path, "twice.csv", "a,a\n1,2\n"), "a")
+    with pytest.raises(DataInvalid, match="its columns are: none"):
+        read(written(tmp_path, "empty.csv", ""), "a")
+    with pytest.raises(DataInvalid, match="cannot be read as Parquet"):
+        read(written(tmp_path, "torn.parquet", b"PAR1 and then nothing"), "a")
+
+
+def test_columns_are_parsed():
+    assert parse_columns("src=document, summary = gold summary,") == {
+        "src": "document",
+        "summary": "gold summary",
+    }
+    assert parse_columns("") == {}
+    for text in ("src", "src=", "=x", "src=a,src=b"):
+        with pytest.raises(InvalidInput):
+            parse_columns(text)
+
+
+NAME = st.text(st.characters(codec="utf-8", exclude_characters=",="), min_size=1).filter(
+    lambda text: text.strip()
+)
+
+
+@given(st.dictionaries(NAME.map(str.strip), NAME.map(str.strip), max_size=5))
+def test_columns_round_trip(columns: dict[str, str]):
+    assert parse_columns(",".join(f"{a}={b}" for a, b in columns.items())) == columns
+
+
+@given(st.text())
+def test_any_columns_parse_or_are_refused(text: str):
+    try:
+        parsed = parse_columns(text)
+    except InvalidInput:
+        return
+    assert all(field and column for field, column in parsed.items())

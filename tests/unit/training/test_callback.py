@@ -1,0 +1,195 @@
+"""The callback inside transformers' Trainer and TRL's SFTTrainer, with their own optimisers."""
+
+import copy
+import functools
+import json
+
+import pytest
+import torch
+import transformers
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
+from core.training.callback import GreenTrainerCallback
+from core.training.flops import profile
+from tests.fixtures.models import build_tiny_model
+from tests.fixtures.tiny_models import tiny_model
+
+pytestmark = [
+    # transformers and accelerate of the pinned versions, on a machine without an accelerator
+    pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning"),
+]
+N_SAMPLES, ROWS = 16, 2
+
+
+def _data():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 90, (N_SAMPLES, 10), generator=generator).tolist()
+    return [{"input_ids": row, "labels": row, "attention_mask": [1] * 10} for row in ids]
+
+
+def _arguments(folder, **options):
+    options = {"num_train_epochs": 2, "save_strategy": "no", "learning_rate": 1e-3} | options
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=ROWS,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+        **options,
+    )
+
+
+class Watch(TrainerCallback):
+    """What the optimiser is about to update, and what probing leaves behind."""
+
+    def __init__(self):
+        self.updated, self.flags = [], []
+
+    def on_pre_optimizer_step(self, _args, _state, _control, model=None, **_):
+        self.updated.append({n for n, p in model.named_parameters() if p.grad is not None})
+
+    def on_substep_end(self, _args, _state, _control, model=None, **_):
+        self.flags.append({n for n, p in model.named_parameters() if p.requires_grad})
+
+
+def _trainer(folder, callback, *, watch=None, model=None, **options):
+    return Trainer(
+        model=model or tiny_model("llama"),
+        args=_arguments(folder, **options),
+        train_dataset=_data(),
+        data_collator=transformers.default_data_collator,
+        callbacks=[callback, *([watch] if watch else [])],
+    )
+
+
+@functools.cache
+def _costs():
+    ids = torch.ones(ROWS, 10, dtype=torch.long)
+    return profile(tiny_model("llama"), {"input_ids": ids, "labels": ids})
+
+
+def test_only_what_fits_the_budget_is_updated_each_epoch(tmp_path):
+    callback, watch = GreenTrainerCallback(rho=0.6), Watch()
+    trainer = _trainer(tmp_path, callback, watch=watch)
+    trainer.train()
+    assert [s.step for s in callback.selections] == [0, 8]
+    assert len(watch.updated) == 16
+    for step, updated in enumerate(watch.updated):
+        assert updated == set(callback.selections[step // 8].names)
+    full = _costs().full_flops
+    for selected in callback.selections:
+        assert _costs().step_flops(selected.names) == pytest.approx(selected.rho_planned * full)
+        assert 0.5 < selected.rho_planned <= 0.6
+    # flags are given back
+    assert all(p.requires_grad for p in trainer.model.parameters())
+
+
+def test_selection_every_few_steps_at_the_start_of_an_accumulation(tmp_path):
+    callback, watch = GreenTrainerCallback(rho=0.5, every=3), Watch()
+    _trainer(tmp_path, callback, watch=watch, gradient_accumulation_steps=2).train()
+    assert [s.step for s in callback.selections] == [0, 3, 6]
+    for step, flags in enumerate(watch.flags):
+        assert flags == watch.updated[step] == set(callback.selections[step // 3].names)
+
+
+class Snapshot(TrainerCallback):
+    """Everything that a step begins with."""
+
+    def __init__(self):
+        self.taken = []
+
+    def on_step_begin(self, _args, _state, _control, model=None, optimizer=None, **_):
+        moments = copy.deepcopy(optimizer.state_dict()["state"])
+        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        no_gradients = all(p.grad is None for p in model.parameters())
+        self.taken.append((weights, moments, torch.get_rng_state(), model.training, no_gradients))
+
+
+def test_probing_leaves_no_trace(tmp_path):
+    before, after = Snapshot(), Snapshot()
+    callback = GreenTrainerCallback(rho=0.7, every=3, n_probes=2)
+    trainer = _trainer(tmp_path, before, model=tiny_model("opt", dropout=0.2))
+    trainer.add_callback(callback)
+    trainer.add_callback(after)
+    trainer.train()
+    assert len(callback.selections) > 1
+    for then, now in zip(before.taken, after.taken, strict=True):
+        for name, weight in then[0].items():
+            assert torch.equal(weight, now[0][name])
+        assert then[1].keys() == now[1].keys()
+        for key, moments in then[1].items():
+            assert all(torch.equal(moments[m], now[1][key][m]) for m in moments)
+        assert torch.equal(then[2], now[2])
+        assert (then[3:], now[3:]) == ((True, True), (True, True))
+
+
+@pytest.mark.parametrize("restores", [False, True])
+def test_a_resumed_training_goes_on_with_its_selection(tmp_path, restores):
+    options = {
+        "save_strategy": "steps",
+        "save_steps": 5,
+        "restore_callback_states_from_checkpoint": restores,
+    }
+    callback = GreenTrainerCallback(rho=0.6)
+    straight = _trainer(tmp_path, callback, **options)
+    straight.train()
+    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
+    stored = state["stateful_callbacks"]["GreenTrainerCallback"]["attributes"]["history"]
+    assert stored[0]["names"] == list(callback.selections[0].names)
+    watch = Watch()
+    resumed = _trainer(tmp_path, GreenTrainerCallback(rho=0.6), watch=watch, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    assert len(watch.updated) == 11
+    assert watch.updated[0] == set(callback.selections[0].names)
+    assert watch.updated[-1] == set(callback.selections[1].names)
+    for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_bf16_autocast(tmp_path):
+    callback, watch = GreenTrainerCallback(rho=0.6), Watch()
+    _trainer(tmp_path, callback, watch=watch, bf16=True, max_steps=3).train()
+    assert watch.updated == [set(callback.selections[0].names)] * 3
+
+
+def test_what_cannot_work_is_refused_before_training(tmp_path):
+    with pytest.raises(RhoInfeasible, match="lowest feasible"):
+        _trainer(tmp_path, GreenTrainerCallback(rho=0.1)).train()
+    with pytest.raises(UnsupportedMethod, match="adamw_torch"):
+        _trainer(tmp_path, GreenTrainerCallback(), optim="sgd").train()
+    for wrong in ({"rho": 0}, {"every": 0}, {"n_probes": 0}):
+        with pytest.raises(InvalidInput):
+            GreenTrainerCallback(**wrong)
+
+
+def test_trl_sft_trainer(tmp_path):
+    import datasets
+    from trl import SFTConfig, SFTTrainer
+
+    folder = build_tiny_model(tmp_path / "model")
+    texts = [{"prompt": f"add {n} and 2", "completion": f" {n + 2}"} for n in range(12)]
+    callback, watch = GreenTrainerCallback(rho=0.7, every=3), Watch()
+    trainer = SFTTrainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(folder),
+        processing_class=transformers.AutoTokenizer.from_pretrained(folder),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "out"),
+            per_device_train_batch_size=2,
+            num_train_epochs=1,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            logging_strategy="no",
+            save_strategy="no",
+        ),
+        train_dataset=datasets.Dataset.from_list(texts),
+        callbacks=[callback, watch],
+    )
+    trainer.train()
+    assert [s.step for s in callback.selections] == [0, 3]
+    for step, updated in enumerate(watch.updated):
+        assert updated == set(callback.selections[step // 3].names)

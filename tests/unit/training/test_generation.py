@@ -1,0 +1,157 @@
+"""Answers do not depend on who shares the batch, stop where they end, and cost what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from core.errors import InvalidInput
+from core.training.answers import evaluate_answers, generation_flops
+from core.training.generation import Decoding, decoding_named, generate
+from core.training.pricing import price_steps
+from tests.fixtures.tiny_models import CAUSAL, PAIRS, tiny_model
+
+PROMPTS = [[7, 8, 9, 5, 11], [12, 13], [20, 21, 22, 23, 24, 25, 26, 30]]
+GREEDY = Decoding(max_new_tokens=6)
+PAPER = decoding_named("beam", max_new_tokens=6)
+MODES = pytest.mark.parametrize("decoding", [GREEDY, PAPER], ids=["greedy", "paper"])
+ONE_OF_EACH = pytest.mark.parametrize("model", ["llama", "t5"], indirect=True)
+
+
+class Tokens:
+    """A tokenizer whose texts are its ids."""
+
+    def __init__(self, eos: int | None = None, pad: int | None = 0) -> None:
+        self.eos_token_id = eos
+        self.pad_token_id = pad
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        kept = (str(token) for token in ids if token not in (self.eos_token_id, self.pad_token_id))
+        return " " + " ".join(kept) + "\n"
+
+
+def model_of(kind: str) -> Any:
+    """Eager attention: `FlopCounterMode` does not see the fused CPU kernel."""
+    model = tiny_model(kind, seed=1)
+    model.set_attn_implementation("eager")
+    # the base's ids of a large vocabulary would not be among these 97
+    model.generation_config.eos_token_id = model.generation_config.bos_token_id = None
+    model.generation_config.forced_eos_token_id = None
+    with torch.no_grad():
+        # sharper than random weights are: answers differ, and no two tokens tie
+        for matrix in (weight for weight in model.parameters() if weight.dim() > 1):
+            matrix.mul_(12 if kind == "bart" else 3)
+    return model
+
+
+@pytest.fixture(scope="module", params=[*CAUSAL, *PAIRS])
+def model(request: pytest.FixtureRequest) -> Any:
+    return model_of(request.param)
+
+
+@MODES
+def test_a_batch_answers_as_each_prompt_alone(model: Any, decoding: Decoding):
+    alone = [generate(model, Tokens(), [prompt], decoding).texts[0] for prompt in PROMPTS]
+    together = generate(model, Tokens(), PROMPTS, decoding)
+    assert list(together.texts) == alone
+    assert len(set(alone)) > 1
+    assert all(text == text.strip() for text in alone)
+
+
+@ONE_OF_EACH
+@MODES
+def test_answers_are_those_of_transformers_with_these_settings(model: Any, decoding: Decoding):
+    model.eval()
+    prompt = torch.tensor([PROMPTS[0]])
+    with torch.no_grad():
+        output = model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            num_beams=decoding.num_beams,
+            repetition_penalty=decoding.repetition_penalty,
+            max_new_tokens=6,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    start = 1 if model.config.is_encoder_decoder else prompt.shape[1]
+    expected = " ".join(str(token) for token in output[0, start:].tolist() if token)
+    assert generate(model, Tokens(), PROMPTS[:1], decoding).texts[0] == expected
+
+
+@pytest.mark.parametrize("model", ["llama"], indirect=True)
+def test_the_penalty_does_not_count_padding(model: Any):
+    said = generate(model, Tokens(), PROMPTS[1:2], PAPER).texts[0]
+    padded_with_it = Tokens(pad=int(said.split()[0]))
+    alone = generate(model, padded_with_it, PROMPTS[1:2], PAPER)
+    assert generate(model, padded_with_it, PROMPTS, PAPER).texts[1] == alone.texts[0]
+
+
+@ONE_OF_EACH
+def test_the_paper_decodes_otherwise_than_greedily(model: Any):
+    assert (PAPER.num_beams, PAPER.repetition_penalty) == (4, 2.5)
+    greedy, paper = (generate(model, Tokens(), PROMPTS, d).texts for d in (GREEDY, PAPER))
+    assert greedy != paper
+
+
+@ONE_OF_EACH
+def test_an_answer_ends_with_its_end_token(model: Any):
+    whole = generate(model, Tokens(), PROMPTS, GREEDY)
+    words = whole.texts[0].split()
+    eos = int(words[2])
+    ended = generate(model, Tokens(eos=eos), PROMPTS, GREEDY)
+    assert ended.texts[0] == " ".join(words[: words.index(words[2])])
+    for before, after in zip(whole.texts, ended.texts, strict=True):
+        kept = before.split()
+        assert after.split() == kept[: kept.index(words[2]) if words[2] in kept else None]
+    assert ended.n_tokens < whole.n_tokens == 6 * len(PROMPTS)
+
+
+@ONE_OF_EACH
+def test_neither_mode_nor_chance_is_touched(model: Any):
+    model.train()
+    state = torch.random.get_rng_state()
+    generate(model, Tokens(), PROMPTS, PAPER)
+    assert model.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not model._forward_pre_hooks
+
+
+def test_flops_are_those_that_torch_counts(model: Any):
+    forward = price_steps(model).forward
+    for decoding in (GREEDY, PAPER):
+        with FlopCounterMode(display=False) as counter:
+            generated = generate(model, Tokens(), PROMPTS, decoding)
+        priced = generation_flops(model, generated, forward)
+        assert priced == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_an_evaluation_is_answers_scores_and_cost():
+    model = model_of("llama")
+    answers = generate(model, Tokens(), PROMPTS, GREEDY).texts
+    record = evaluate_answers(
+        model,
+        Tokens(),
+        PROMPTS,
+        [[answers[0]], ["none", answers[1]], ["no such answer"]],
+        metrics=["exact_match", "f1"],
+        decoding=GREEDY,
+        forward=price_steps(model).forward,
+        n_cut=1,
+    )
+    assert record.answers == answers
+    assert record.scores["exact_match"] == pytest.approx(100 * 2 / 3)
+    assert (record.n_examples, record.n_tokens, record.n_cut) == (3, 18, 1)
+    assert record.flops > 0
+    assert record.duration_s > 0
+
+
+def test_what_cannot_be_asked_is_refused():
+    with pytest.raises(InvalidInput, match="empty prompt"):
+        generate(model_of("llama"), Tokens(), [[1], []], GREEDY)
+    with pytest.raises(InvalidInput, match="greedy, beam"):
+        decoding_named("sampling", max_new_tokens=5)

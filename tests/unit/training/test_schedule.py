@@ -1,0 +1,55 @@
+"""Learning rates, and prices of batches."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.training.pricing import price_steps, profile_shape
+from core.training.schedule import peak_learning_rate, schedule_factor
+from tests.fixtures.tiny_models import CAUSAL, PAIRS, tiny_model
+
+
+@pytest.mark.parametrize(
+    ("rho", "rate"), [(1.0, 1e-4), (0.7, 2e-4), (0.5, 3e-4), (0.4, 5e-4), (0.2, 5e-4)]
+)
+def test_the_measured_rates(rho, rate):
+    assert peak_learning_rate(rho) == pytest.approx(rate)
+    assert peak_learning_rate(rho, multiplier=2.0) == pytest.approx(2 * rate)
+    assert peak_learning_rate(rho, learning_rate=1e-5) == 1e-5
+
+
+@given(st.floats(0.01, 1), st.floats(0.01, 1))
+def test_the_less_is_trained_the_higher_the_rate(one, other):
+    low, high = sorted((one, other))
+    assert peak_learning_rate(low) >= peak_learning_rate(high) * (1 - 1e-12)
+
+
+@given(st.sampled_from(["linear", "cosine", "constant"]), st.integers(1, 300), st.floats(0, 0.99))
+def test_every_step_learns_and_none_more_than_the_peak(kind, total, warmup_ratio):
+    factors = [schedule_factor(kind, step, total, warmup_ratio) for step in range(total)]
+    assert all(0 < f <= 1 for f in factors)
+    warmup = round(warmup_ratio * total)
+    assert all(a < b for a, b in itertools.pairwise(factors[:warmup]))
+    assert all(a >= b for a, b in itertools.pairwise(factors[warmup:]))
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, *PAIRS])
+def test_any_shape_is_priced_as_it_is_profiled(kind):
+    model = tiny_model(kind)
+    prices = price_steps(model)
+    is_pair = kind in PAIRS
+    names = [n for n, _ in model.named_parameters()]
+    shapes = [(3, 23, 7 * is_pair, 11), (5, 9, 13 * is_pair, 40)]
+    profiles = [profile_shape(model, shape) for shape in shapes]
+    for shape, profile in zip(shapes, profiles, strict=True):
+        assert prices.forward(shape) == pytest.approx(profile.forward_flops, rel=1e-9)
+        assert prices.full(shape) == pytest.approx(profile.full_flops, rel=1e-9)
+        for chosen in (names[:1], names[-3:], names[::4]):
+            assert prices.of(chosen)(shape) == pytest.approx(profile.step_flops(chosen), rel=1e-9)
+    mean = prices.mean_profile(shapes)
+    assert mean.connected == profiles[0].connected
+    for chosen in (names[:1], names[-3:], names[::4], names):
+        expected = sum(p.step_flops(chosen) for p in profiles) / 2
+        assert mean.step_flops(chosen) == pytest.approx(expected, rel=1e-9)
