@@ -2,8 +2,16 @@
 
 import os
 
+from hypothesis import settings
+
 # before anything imports torch: small models gain nothing from more threads, and threads of two
 # test processes spin against one another
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# no test times its examples: a busy machine must not fail a property. Where CI is set, hypothesis
+# takes its own profile, which draws the same examples every time.
+settings.register_profile("untimed", deadline=None)
+if "CI" not in os.environ:
+    settings.load_profile("untimed")
 
 pytest_plugins = ("tests.fixtures.models", "tests.fixtures.services")

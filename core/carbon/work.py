@@ -96,6 +96,9 @@ class StepCost:
         right_B = np.clip(np.searchsorted(rhos, rho_B), 1, len(rhos) - 1)
         slope = np.diff(known) / np.diff(rhos)
         line_B = known[right_B - 1] + slope[right_B - 1] * (rho_B - rhos[right_B - 1])
+        # rounding must not lift the line above the point it leads to: costs rise with rho
+        below_B = rho_B <= rhos[right_B]
+        line_B = np.where(below_B, np.minimum(line_B, known[right_B]), line_B)
         # a line through noisy points may cross zero far below them; a step never costs nothing
         return np.asarray(np.maximum(line_B, 1e-9 * known[0]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.carbon.calibration import assumed, assumed_of, fitted, parameters_of, through
@@ -45,6 +45,7 @@ values = st.floats(min_value=1e-6, max_value=1e6)
 
 
 @given(st.lists(st.tuples(values, values), min_size=1, max_size=6))
+@example([(1.0000100000179373, 1.0), (349526.5293835687, 1.0), (349526.5293835687, 1.0)])
 def test_noisy_points_make_a_rising_curve_of_the_same_mean(
     costs: list[tuple[float, float]],
 ) -> None:
