@@ -347,10 +347,11 @@ class Run:
         )
 
     def _probes(self) -> list[StepInputs]:
-        interval = self._selection_steps
-        n_probes = min(_MAX_PROBES, max(1, interval // _STEPS_PER_PROBE))
-        ahead = [interval * (2 * probe + 1) // (2 * n_probes) for probe in range(n_probes)]
-        share = interval * self._job.training.gradient_accumulation / _STEPS_PER_PROBE
+        step, interval = self._state.step, self._selection_steps
+        in_force = min(interval - step % interval, self._job.total_steps - step)
+        n_probes = min(_MAX_PROBES, max(1, in_force // _STEPS_PER_PROBE))
+        ahead = [in_force * (2 * probe + 1) // (2 * n_probes) for probe in range(n_probes)]
+        share = in_force * self._job.training.gradient_accumulation / _STEPS_PER_PROBE
         probes = [next(self._batches(self._state.step + steps)) for steps in ahead]
         return [self._step.inputs(first_samples(probe, share)) for probe in probes]
 

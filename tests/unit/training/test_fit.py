@@ -300,3 +300,11 @@ def test_max_steps_ends_the_run_with_a_validation():
     result = fit(_job(max_steps=4), hooks=[seen])
     assert result.step == result.total_steps == 4
     assert seen.validations[-1].step == 4
+
+
+def test_a_short_run_over_long_data_probes_for_the_steps_it_makes():
+    job = _job(max_steps=2, gradient_accumulation=1)
+    long_data = dataclasses.replace(job, feed=Batches(2000, is_pair=False))
+    result = fit(long_data)
+    whole_batch = job.prices.full((3, 12, 0, 33))
+    assert 0 < result.selection_flops < whole_batch
