@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.training.importance import measure_importance
-from core.training.optimiser import SelectiveAdamW
+from core.training.optimiser import SelectiveAdamW, adamw_gain
 from core.training.step import LossStep
 from tests.fixtures.tiny_models import PAIRS, padded_batch, tiny_model
 
@@ -182,3 +182,22 @@ def test_a_gradient_that_is_not_finite_updates_nothing():
     (_loss(model, padded_batch()) * float("inf")).backward()
     optimiser.step(learning_rate=RATE, max_grad_norm=1.0)
     assert all(torch.equal(p, before[n]) for n, p in parameters.items())
+
+
+@pytest.mark.parametrize("n_steps", [0, 2])
+def test_a_tensor_of_several_pieces_gives_what_adamws_step_gives(n_steps):
+    draw = torch.Generator().manual_seed(5)
+    parameter = torch.nn.Parameter(torch.randn(601, 500, generator=draw))
+    adamw = torch.optim.AdamW([parameter], lr=RATE, weight_decay=DECAY)
+    for _ in range(n_steps):
+        parameter.grad = torch.randn(parameter.shape, generator=draw)
+        adamw.step()
+    gradient = torch.randn(parameter.shape, generator=draw)
+    moments = dict(adamw.state[parameter]) if n_steps else {}
+    gain = adamw_gain(
+        parameter, gradient, moments, learning_rate=RATE, weight_decay=DECAY, clip=0.3
+    )
+    before, parameter.grad = parameter.detach().clone(), 0.3 * gradient
+    adamw.step()
+    drop = -(gradient.double() * (parameter.detach() - before).double()).sum()
+    assert float(gain) == pytest.approx(float(drop), rel=1e-4)
