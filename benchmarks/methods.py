@@ -148,7 +148,7 @@ def _data(given: Path | None, scratch: Path, n_validation: int) -> Path:
     """A folder with the training file and the first ``n_validation`` held-out examples."""
     if given is None:
         given = scratch / "demo"
-        build(given)
+        build(given, n_train=1600, n_validation=n_validation)
     lines = (given / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:n_validation]
     (scratch / "validation.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (scratch / "train.jsonl").symlink_to((given / "train.jsonl").absolute())

@@ -39,9 +39,9 @@ from core.training.step import Batch, StepInputs, first_samples, needs_mask
 from core.training.summary import fit_result, start_record
 
 #: a selection may cost one probe batch, 1.1 full steps, for so many steps that it is in force:
-#: under 1 % of their time even where they take only .3 of a full step's; for fewer steps the probe
+#: half a percent of their time where they take only .3 of a full step's; for fewer steps the probe
 #: has fewer samples
-_STEPS_PER_PROBE = 400
+_STEPS_PER_PROBE = 800
 _MAX_PROBES = 4
 
 
