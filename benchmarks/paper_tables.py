@@ -18,8 +18,6 @@ import argparse
 import hashlib
 import itertools
 import json
-import platform
-import resource
 import shutil
 import statistics
 import subprocess
@@ -50,6 +48,7 @@ from paper_flops import (  # beside this file
     measure_sizes,
 )
 
+from benchmarks.measure import machine, mean_text, peak_bytes, table
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
 from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions, TrainingOptions
@@ -169,8 +168,6 @@ def _run_one(arguments: argparse.Namespace, one: Mapping[str, Any]) -> int:
     )
     assert result.scores is not None
     assert result.validation_loss is not None
-    on_gpu = torch.cuda.is_available()
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = {
         "validation_loss": result.validation_loss,
         "first_validation_loss": result.first_validation_loss,
@@ -180,10 +177,8 @@ def _run_one(arguments: argparse.Namespace, one: Mapping[str, Any]) -> int:
         "flops_share": result.flops_share,
         "selection_share": result.selection_flops / result.flops,
         "step_s": clock.median_s(result),
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else 1024 * kilobytes,
-        "machine": torch.cuda.get_device_name()
-        if on_gpu
-        else f"{torch.get_num_threads()} CPU thread(s) ({platform.machine()})",
+        "peak_bytes": peak_bytes(),
+        "machine": machine(),
     }
     target.write_text(json.dumps(found, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
@@ -293,10 +288,10 @@ def _flops_part(
             "cost with the tied embedding trained too (0.712 and 0.762 by our profile): its lookup "
             "lies below every block."
         ),
-        _table(("model", "method", "PFLOPs measured", "share", "paper", "share"), rows),
+        table(("model", "method", "PFLOPs measured", "share", "paper", "share"), rows),
         "## Model sizes",
         "One step of 4 samples of 512 tokens. Lowest rho: forward pass and the cheapest tensor.",
-        _table(
+        table(
             ("model", "parameters", "TFLOPs, full", "forward", "lowest rho", "green .5 measured"),
             by_size,
         ),
@@ -349,28 +344,15 @@ def _runs_table(
             continue
         row = [contender.label, str(len(found))]
         row += [
-            _mean(found, "flops_share", ".3f"),
-            _mean(found, "selection_share", ".4f"),
-            _mean(found, "step_s", ".3f"),
-            _mean([{"gb": each["peak_bytes"] / 1e9} for each in found], "gb", ".2f"),
-            _mean(found, "validation_loss", ".3f"),
-            *(_mean(found, name, ".1f") for name in ROUGES),
+            mean_text(found, "flops_share", ".3f"),
+            mean_text(found, "selection_share", ".4f"),
+            mean_text(found, "step_s", ".3f"),
+            mean_text([{"gb": each["peak_bytes"] / 1e9} for each in found], "gb", ".2f"),
+            mean_text(found, "validation_loss", ".3f"),
+            *(mean_text(found, name, ".1f") for name in ROUGES),
         ]
         rows.append(row if paper is None else [*row, paper.get(contender.label, "")])
-    return _table(head, rows)
-
-
-def _mean(found: Sequence[Mapping[str, Any]], key: str, form: str) -> str:
-    values = [float(each[key]) for each in found]
-    if not values:
-        return ""
-    mean = format(statistics.mean(values), form)
-    return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form)}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return table(head, rows)
 
 
 if __name__ == "__main__":

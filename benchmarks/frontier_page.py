@@ -1,0 +1,319 @@
+"""docs/frontier.md from the runs that are there."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.budget_run import CHECKPOINTS, FULL, MAIN, RATE_FACTORS, SIDE, Contender, efficient
+from benchmarks.frontier_plan import Cache, Job, Settings
+from benchmarks.measure import mean_text, table
+from benchmarks.plot import line_plot
+
+OURS: Final = ("green", "green_lora")
+MISSING: Final = "missing"
+#: as many processes on the machine beside our own threads make seconds doubtful
+_SPARE_LOAD: Final = 1.0
+
+Row = Mapping[str, Any]
+#: label, budget -> one row a seed
+Cells = Mapping[tuple[str, float], Sequence[Row]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """All that is known of one data set."""
+
+    cache: Cache
+    contenders: tuple[Contender, ...]
+    budgets: tuple[float, ...]
+    cells: Cells
+    rates: Mapping[str, float]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for rows in self.cells.values() for row in rows]
+
+    def loss(self, label: str, budget: float) -> float | None:
+        rows = self.cells.get((label, budget), ())
+        return statistics.mean(row["validation_loss"] for row in rows) if rows else None
+
+    def spread(self, label: str, budget: float) -> float | None:
+        """Standard deviation over the seeds; None of fewer than two."""
+        losses = [row["validation_loss"] for row in self.cells.get((label, budget), ())]
+        return statistics.stdev(losses) if len(losses) > 1 else None
+
+
+def write_page(runs: Path, out: Path, *, sweep_budget: float) -> None:
+    """``out`` and, beside it, one plot for each data set under ``runs``."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for file in sorted(runs.glob("*/settings.json")):
+        cache = Cache(file.parent, Settings(**json.loads(file.read_text())))
+        parts += data_set(cache, out, sweep_budget=sweep_budget)
+    lines = ["# Quality for a budget", method(sweep_budget), *(parts or ["No runs yet."])]
+    out.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def data_set(cache: Cache, out: Path, *, sweep_budget: float) -> list[str]:
+    """Paragraphs for the page ``out``, beside which the plot is written; none without runs."""
+    found = _found(cache, sweep_budget)
+    if not found.rows:
+        return []
+    plot = out.with_name(f"{out.stem}-{cache.settings.data}-{cache.folder.name[:4]}.svg")
+    plot.write_text(_plot(found), encoding="utf-8")
+    return _data_set(found, plot.name)
+
+
+def _found(cache: Cache, sweep_budget: float) -> Found:
+    """The cells are the runs at each contender's best rate: a sweep's losers are no cells."""
+    cells: dict[tuple[str, float], list[Row]] = {}
+    rates = {}
+    everything = [json.loads(p.read_text()) for p in sorted(cache.folder.glob("*-seed*.json"))]
+    contenders = (*MAIN, *efficient(), *SIDE)
+    for contender in contenders:
+        rate = cache.best_rate(contender, sweep_budget)
+        if rate is None:
+            continue
+        rates[contender.label] = rate
+        for row in everything:
+            if (row["label"], row["rate"]) == (contender.label, rate):
+                cells.setdefault((contender.label, row["budget"]), []).append(row)
+    present = tuple(
+        c for c in contenders if c.label in rates or cache.found(Job(contender=c)) is not None
+    )
+    budgets = tuple(sorted({budget for _, budget in cells}))
+    return Found(cache=cache, contenders=present, budgets=budgets, cells=cells, rates=rates)
+
+
+def method(sweep_budget: float) -> str:
+    points = ", ".join(f"{share:.0%}" for share in CHECKPOINTS)
+    factors = ", ".join(f"{factor:g}" for factor in RATE_FACTORS)
+    return (
+        "`python benchmarks/frontier.py`. Budget 1 is the time that full fine-tuning takes for the "
+        "reference steps; every contender trains on the same batches for as many steps as its own "
+        "measured pace allows within its budget, its linear schedule ends there. Peak rates: the "
+        f"best of {factors} times greentune's rule for the method, by validation loss at budget "
+        f"{sweep_budget:g}, seed 0. Early stopping for all: validated after {points} of the steps, "
+        "the best weights kept and judged. Loss: float32, the same held-out examples for all. "
+        "Seconds, joules and peak memory are of training with its selections; loading, validation "
+        "and questions are outside. Joules by greentune's meter, of this process's share of the "
+        "machine; FLOPs by its prices, selection included; `trainer` is Hugging Face's Trainer "
+        "(bf16 autocast where the processor has it, fused AdamW), the others are greentune's. The "
+        "best of several contenders flatters both sides of a verdict alike."
+    )
+
+
+def _data_set(found: Found, plot: str) -> list[str]:
+    settings = found.cache.settings
+    first = next((r for r in found.rows if r["first_validation_loss"] is not None), None)
+    before = "" if first is None else f" Before training: {first['first_validation_loss']:.3f}."
+    versions = found.rows[0]
+    reference_s = found.cache.budget_s(1.0)
+    reference = "" if reference_s is None else f" (budget 1: {reference_s:.0f} s)"
+    intro = (
+        f"{settings.model}, {versions['n_train']} training examples, reference "
+        f"{settings.reference_steps} steps of {settings.batch_size}{reference}, "
+        f"{settings.n_validation} held-out examples for loss, {settings.n_questions} for ROUGE-L. "
+        f"{settings.machine}, torch {versions['torch']}, transformers {versions['transformers']}."
+        f"{before}"
+    )
+    return [
+        f"## {settings.data}",
+        intro,
+        _noise(found),
+        f"![Validation loss against seconds]({plot})",
+        "### Verdicts",
+        _verdicts(found),
+        _full_quality(found),
+        "### Validation loss",
+        _grid(found, "validation_loss", ".3f"),
+        *(["### ROUGE-L", _grid(found, "rougeL", ".1f")] if settings.n_questions else []),
+        "### What was spent",
+        _costs(found),
+        "### Pace and rates",
+        _paces(found),
+    ]
+
+
+def _noise(found: Found) -> str:
+    loads = [load for row in found.rows for load in row["load"] if load is not None]
+    n_seeds = max(len(rows) for rows in found.cells.values())
+    text = (
+        "Cells are means ± standard deviation over seeds."
+        if n_seeds > 1
+        else "One seed: the noise between seeds is not known, small differences mean nothing."
+    )
+    if any(
+        load is not None and load > row["wanted_cores"] + _SPARE_LOAD
+        for row in found.rows
+        for load in row["load"]
+    ):
+        text += (
+            f" The machine did other work (load up to {max(loads):.1f}): "
+            "its seconds say nothing, and budgets in seconds little."
+        )
+    return text
+
+
+def _verdicts(found: Found) -> str:
+    rows = []
+    for budget in found.budgets:
+        ours = _best(found, budget, is_ours=True)
+        other = _best(found, budget, is_ours=False)
+        if ours is None or other is None:
+            rows.append([f"{budget:g}", ours or MISSING, "", other or MISSING, "", "", "", ""])
+            continue
+        difference = _loss(found, ours, budget) - _loss(found, other, budget)
+        spread = _joint_spread(found, (ours, other), budget)
+        rows.append(
+            [
+                f"{budget:g}",
+                ours,
+                f"{_loss(found, ours, budget):.3f}",
+                other,
+                f"{_loss(found, other, budget):.3f}",
+                f"{difference:+.3f}",
+                "one seed" if spread is None else f"{spread:.3f}",
+                _winner(difference, spread),
+            ]
+        )
+    head = ("budget", "best green", "loss", "best alternative", "loss", "difference", "spread")
+    return table((*head, "wins"), rows)
+
+
+def _winner(difference: float, spread: float | None) -> str:
+    name = "green" if difference <= 0 else "alternative"
+    return name if spread is None or abs(difference) > spread else f"{name}, within the spread"
+
+
+def _joint_spread(found: Found, labels: Sequence[str], budget: float) -> float | None:
+    """Standard deviation of a difference of two runs."""
+    spreads = [found.spread(label, budget) for label in labels]
+    if any(spread is None for spread in spreads):
+        return None
+    return float(sum((spread or 0.0) ** 2 for spread in spreads) ** 0.5)
+
+
+def _best(found: Found, budget: float, *, is_ours: bool) -> str | None:
+    """The label of the lowest mean loss."""
+    labels = [
+        c.label
+        for c in found.contenders
+        if (c.method in OURS) == is_ours and found.loss(c.label, budget) is not None
+    ]
+    return min(labels, key=lambda label: _loss(found, label, budget), default=None)
+
+
+def _loss(found: Found, label: str, budget: float) -> float:
+    loss = found.loss(label, budget)
+    assert loss is not None, (label, budget)
+    return loss
+
+
+def _full_quality(found: Found) -> str:
+    """At what budget green is as good as full ever was."""
+    full = {b: loss for b in found.budgets if (loss := found.loss(FULL.label, b)) is not None}
+    if not full:
+        return "Full fine-tuning's best quality: missing."
+    at = min(full, key=lambda budget: full[budget])
+    ours = {b: label for b in found.budgets if (label := _best(found, b, is_ours=True))}
+    reached = next((b for b, label in ours.items() if _loss(found, label, b) <= full[at]), None)
+    lead = f"Full fine-tuning is best at budget {at:g}, {full[at]:.3f}; green "
+    if reached is None:
+        return f"{lead}does not reach that at any budget here."
+    return f"{lead}reaches that at budget {reached:g} ({ours[reached]})."
+
+
+def _grid(found: Found, key: str, form: str) -> str:
+    rows = []
+    for contender in found.contenders:
+        lowest = found.cache.rho_min(contender)
+        if lowest is not None:
+            cells = [f"not feasible, lowest rho {lowest:.3f}", *[""] * (len(found.budgets) - 1)]
+        else:
+            cells = [
+                mean_text(found.cells.get((contender.label, budget), ()), key, form) or MISSING
+                for budget in found.budgets
+            ]
+        rows.append([contender.label, *cells])
+    return table(("method", *(f"{budget:g}" for budget in found.budgets)), rows)
+
+
+def _costs(found: Found) -> str:
+    head = ("method", "budget", "seeds", "steps", "PFLOPs", "share of full's", "selection's part")
+    rows = []
+    for contender in found.contenders:
+        for budget in found.budgets:
+            cell = [_derived(row) for row in found.cells.get((contender.label, budget), ())]
+            if cell:
+                texts = [mean_text(cell, key, form) for key, form in _COLUMNS.items()]
+                rows.append([contender.label, f"{budget:g}", str(len(cell)), *texts])
+    return table((*head, "seconds", "CPU seconds", "joules", "peak GB"), rows)
+
+
+_COLUMNS: Final = {
+    "n_steps": ".0f",
+    "pflops": ".4g",
+    "flops_share": ".3f",
+    "selection_share": ".4f",
+    "seconds": ".1f",
+    "cpu_s": ".1f",
+    "energy_j": ".0f",
+    "peak_gb": ".2f",
+}
+
+
+def _derived(row: Row) -> dict[str, Any]:
+    return {
+        **row,
+        "pflops": row["flops"] / 1e15,
+        "flops_share": row["flops"] / row["full_flops"],
+        "selection_share": row["selection_flops"] / row["flops"],
+        "peak_gb": row["peak_bytes"] / 1e9,
+    }
+
+
+def _paces(found: Found) -> str:
+    rows = []
+    full = found.cache.pace(FULL)
+    for contender in found.contenders:
+        pace = found.cache.pace(contender)
+        if pace is None or full is None:
+            continue
+        rate = found.rates.get(contender.label)
+        is_edge = rate in (contender.rates[0], contender.rates[-1])
+        shown = MISSING if rate is None else f"{rate:.2g}{' (the edge of its sweep)' * is_edge}"
+        rows.append(
+            [
+                contender.label,
+                f"{pace.step_s:.3f}",
+                f"{pace.step_s / full.step_s:.3f}",
+                f"{pace.selection_s:.2f}",
+                shown,
+            ]
+        )
+    meters = sorted({kind for row in found.rows for kind in row["joules"]})
+    precisions = sorted({row["precision"] for row in found.rows})
+    note = f"Joules by: {', '.join(meters) or 'no source'}. Precision: {', '.join(precisions)}."
+    head = ("method", "s/step", "to full", "s/selection", "best rate")
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def _plot(found: Found) -> str:
+    series = {
+        contender.label: [
+            (
+                statistics.mean(row["seconds"] for row in rows),
+                statistics.mean(row["validation_loss"] for row in rows),
+            )
+            for budget in found.budgets
+            if (rows := found.cells.get((contender.label, budget), ()))
+        ]
+        for contender in found.contenders
+    }
+    return line_plot(series, x_label="seconds of training", y_label="validation loss")

@@ -1,0 +1,167 @@
+"""Which runs the frontier needs, which are done, and what each will take. Trains nothing.
+
+A folder of JSON files, one a run: calibrations first (what a step of each contender takes, which
+turns a budget of seconds into a number of steps), then a sweep of learning rates at one budget,
+then every budget and seed at the contender's best rate of that sweep.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from benchmarks.budget_run import CALIBRATION_STEPS, CHECKPOINTS, FULL, Contender, Pace
+
+#: of the sweep, whatever seeds the budgets are run with
+SWEEP_SEED: Final = 0
+#: before anything is measured: full fine-tuning's step of SmolLM2-135M on two quiet cores
+ASSUMED_STEP_S: Final = 2.5
+#: interpreter, libraries, model, data
+_START_S: Final = 15.0
+#: a forward pass is a third of a step
+_FORWARD: Final = 1 / 3
+#: greedy answers, by experience, in full steps a question
+_ANSWER_STEPS: Final = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What makes results comparable; runs of other settings lie in other folders."""
+
+    data: str
+    digest: str
+    model: str
+    machine: str
+    reference_steps: int
+    batch_size: int
+    n_validation: int
+    n_questions: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """``budget`` None: a calibration; ``rate`` None: not known before the sweep is done."""
+
+    contender: Contender
+    budget: float | None = None
+    rate: float | None = None
+    seed: int = SWEEP_SEED
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """The inverse of `dataclasses.asdict`."""
+        return cls(**{**raw, "contender": Contender(**raw["contender"])})
+
+    @property
+    def text(self) -> str:
+        if self.budget is None:
+            return f"calibrate {self.contender.label}"
+        rate = "best rate" if self.rate is None else f"rate {self.rate:g}"
+        return f"{self.contender.label}, budget {self.budget:g}, {rate}, seed {self.seed}"
+
+
+class Cache:
+    """Results of one ``Settings``."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self.folder = folder
+        self.settings = settings
+
+    def file(self, job: Job) -> Path:
+        name = job.contender.label.replace(" ", "-").replace(".", "_")
+        if job.budget is None:
+            return self.folder / f"calibration-{name}.json"
+        assert job.rate is not None, "the sweep is done"
+        return self.folder / f"{name}-b{job.budget:g}-lr{job.rate:g}-seed{job.seed}.json"
+
+    def found(self, job: Job) -> dict[str, Any] | None:
+        path = self.file(job)
+        found: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        return found
+
+    def pace(self, contender: Contender) -> Pace | None:
+        """None: not measured, or the contender's rho is not feasible here."""
+        found = self.found(Job(contender=contender))
+        if found is None or "rho_min" in found:
+            return None
+        return Pace(step_s=found["step_s"], selection_s=found["selection_s"])
+
+    def rho_min(self, contender: Contender) -> float | None:
+        """Lowest feasible rho, where the contender's is below that."""
+        found = self.found(Job(contender=contender)) or {}
+        lowest: float | None = found.get("rho_min")
+        return lowest
+
+    def best_rate(self, contender: Contender, sweep_budget: float) -> float | None:
+        """Of the lowest validation loss in the sweep; None until all its rates are run."""
+        losses = {}
+        for job in sweep(contender, sweep_budget):
+            found = self.found(job)
+            if found is None:
+                return None
+            losses[job.rate] = found["validation_loss"]
+        return min(losses, key=lambda rate: losses[rate])
+
+    def budget_s(self, budget: float) -> float | None:
+        """Seconds of ``budget``, a share of the reference: full fine-tuning's planned steps."""
+        pace = self.pace(FULL)
+        return None if pace is None else budget * self.settings.reference_steps * pace.step_s
+
+    def estimate_s(self, job: Job) -> float:
+        """Of the whole process."""
+        pace, settings = self.pace(FULL), self.settings
+        step_s = ASSUMED_STEP_S if pace is None else pace.step_s
+        if job.budget is None:
+            return _START_S + CALIBRATION_STEPS * step_s
+        passes = len(CHECKPOINTS) * settings.n_validation / settings.batch_size * _FORWARD
+        steps = job.budget * settings.reference_steps + passes
+        return _START_S + step_s * (steps + settings.n_questions * _ANSWER_STEPS)
+
+
+def sweep(contender: Contender, budget: float) -> list[Job]:
+    return [Job(contender=contender, budget=budget, rate=rate) for rate in contender.rates]
+
+
+def missing(
+    cache: Cache,
+    contenders: Sequence[Contender],
+    *,
+    budgets: Sequence[float],
+    sweep_budget: float,
+    seeds: Sequence[int],
+) -> list[Job]:
+    """What is not done yet, in the order in which it is best done: those whose rate is None cannot
+    start before the others.
+    """
+    # without the reference no budget has seconds
+    needed = dict.fromkeys((FULL, *contenders))
+    wanted = [Job(contender=contender) for contender in needed]
+    feasible = [c for c in dict.fromkeys(contenders) if cache.rho_min(c) is None]
+    for contender in feasible:
+        wanted += sweep(contender, sweep_budget)
+    wanted += _grid(cache, feasible, budgets, sweep_budget, seeds)
+    unique = dict.fromkeys(wanted)
+    return [job for job in unique if _is_open(job) or not cache.file(job).exists()]
+
+
+def _is_open(job: Job) -> bool:
+    return job.budget is not None and job.rate is None
+
+
+def _grid(
+    cache: Cache,
+    contenders: Sequence[Contender],
+    budgets: Sequence[float],
+    sweep_budget: float,
+    seeds: Sequence[int],
+) -> Iterator[Job]:
+    for seed in seeds:
+        for budget in budgets:
+            for contender in contenders:
+                rate = cache.best_rate(contender, sweep_budget)
+                if rate is None and (budget, seed) == (sweep_budget, SWEEP_SEED):
+                    continue  # the sweep holds it
+                yield Job(contender=contender, budget=budget, rate=rate, seed=seed)
