@@ -89,6 +89,7 @@ class TrainingIn(Request):
     selection_interval: float | None = None
     checkpoint_every_s: float | None = None
     prefix_reuse: str | None = None
+    precision: str | None = None
 
 
 class MethodOptionsIn(Request):

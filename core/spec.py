@@ -24,6 +24,7 @@ ImportanceName = Literal["importance", "random", "magnitude", "fisher"]
 LossOn = Literal["assistant", "all"]
 Schedule = Literal["linear", "cosine", "constant"]
 PrefixReuseChoice = Literal["auto", "on", "off"]
+Precision = Literal["auto", "fp32", "bf16"]
 Metric = Literal["rouge1", "rouge2", "rougeL", "exact_match", "f1", "accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 DecodingName = Literal["greedy", "beam"]
@@ -80,6 +81,8 @@ class TrainingOptions:
     checkpoint_every_s: float = 600.0
     #: store hidden states below what is trained; auto: where data passes twice between selections
     prefix_reuse: PrefixReuseChoice = "auto"
+    #: bf16: autocast over float32 weights; auto: bf16 where the processor computes in it
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         at = "green.training."
@@ -133,6 +136,12 @@ class TrainingOptions:
             at + "prefix_reuse",
             f"one of {', '.join(get_args(PrefixReuseChoice))}",
             self.prefix_reuse,
+        )
+        _require(
+            self.precision in get_args(Precision),
+            at + "precision",
+            f"one of {', '.join(get_args(Precision))}",
+            self.precision,
         )
 
 

@@ -113,6 +113,9 @@ def run(
     prefix_reuse: Annotated[
         str, typer.Option(help="Store hidden states below what is trained: auto, on or off.")
     ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 (autocast), or auto: bf16 where the processor has it.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Of order, dropout and selection.")] = 0,
     task: Annotated[
         str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa; its hub data.")
@@ -151,6 +154,7 @@ def run(
             selection_interval=selection_interval,
             checkpoint_every_s=checkpoint_every_s,
             prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
+            precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
         ),
         green=GreenOptions(
             method=method,  # type: ignore[arg-type]  checked by GreenOptions

@@ -147,6 +147,16 @@ class ProgressHook(Hook):
             total_steps=record.total_steps,
             full_estimate_flops=record.full_step_flops * record.total_steps,
         )
+        self._scribe.event(
+            f"Training on {record.device} in {record.precision}",
+            data={
+                "kind": "start",
+                "step": record.step,
+                "device": record.device,
+                "precision": record.precision,
+                "probe": record.probe,
+            },
+        )
 
     def on_selection(self, record: SelectionRecord) -> None:
         self._scribe.event(

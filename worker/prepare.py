@@ -20,9 +20,16 @@ from core.data.batches import BatchPlan, collate
 from core.data.tokens import TokenDataset
 from core.data.validation import DataLimits, ValidationReport
 from core.errors import InvalidInput, ModelNotFound, RhoInfeasible
-from core.spec import ADAPTER_METHODS, DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, JobSpec, TrainingOptions
+from core.spec import (
+    ADAPTER_METHODS,
+    DEFAULT_BATCH_SIZE,
+    DEFAULT_EPOCHS,
+    JobSpec,
+    Precision,
+    TrainingOptions,
+)
 from core.training.adapters import add_adapters, base_name_of, is_adapted
-from core.training.checkpoint import newest_checkpoint
+from core.training.checkpoint import Checkpoint, newest_checkpoint
 from core.training.costs import FlopsProfile
 from core.training.export import EmissionsNote, ModelCard, export_model
 from core.training.hooks import Control, EvaluationRecord, FitResult, Hook
@@ -170,6 +177,7 @@ def prepare(
         spec.training,
         n_epochs=spec.training.n_epochs or DEFAULT_EPOCHS,
         batch_size=spec.training.batch_size or DEFAULT_BATCH_SIZE,
+        precision=_precision(spec, earlier),
     )
     loaded, prices = _adapted(spec, loaded)
     train_data = corpus.tokens(training_path, loaded, training)
@@ -217,7 +225,7 @@ def train(
         profile=prepared.profile,
         training=prepared.training,
         seed=prepared.spec.seed,
-        numerics=choose_numerics(device),
+        numerics=choose_numerics(device, prepared.training.precision),
         fingerprint=prepared.loaded.fingerprint,
         importance=prepared.spec.green.importance,
         ask=prepared.ask if prepared.exam else None,
@@ -291,6 +299,12 @@ def _adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrice
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     prices = price_steps(model).against(plain, trained)
     return dataclasses.replace(loaded, model=model), prices
+
+
+def _precision(spec: JobSpec, earlier: Checkpoint | None) -> Precision:
+    """A job that is continued, on another machine perhaps, keeps what was chosen for it."""
+    asked = spec.training.precision
+    return earlier.state.precision if earlier is not None and asked == "auto" else asked
 
 
 def _exam(spec: JobSpec, corpus: Corpus, loaded: LoadedModel) -> Exam | None:

@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import StorageUnavailable
+from core.spec import Precision
 
 FORMAT: Final = 1
 # not "manifest.json": that is the object store's name for its own list of a folder's files
@@ -45,6 +46,8 @@ class TrainState:
     #: steps done
     step: int = 0
     fingerprint: str = ""
+    #: that the run computes in, "auto" resolved; "auto": written before this was remembered
+    precision: Precision = "auto"
     #: trained tensors in force, the share asked for them, and the step that they were chosen at
     names: tuple[str, ...] = ()
     ever_trained: tuple[str, ...] = ()

@@ -45,6 +45,8 @@ class StartRecord:
     forward_step_flops: float
     device: str
     precision: str
+    #: seconds and errors of the ways to multiply that were tried at start-up; empty: none were
+    probe: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,10 @@ import torch
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+#: as torch's own clipping
+_NORM_FLOOR = 1e-6
+#: as torch's own clipping
+_NORM_FLOOR = 1e-6
 #: elements; 1 MiB in float32
 _PIECE = 1 << 18
 
@@ -110,18 +114,23 @@ class SelectiveAdamW:
     def step(self, *, learning_rate: float, max_grad_norm: float) -> float:
         """Clip to ``max_grad_norm``, update, drop the gradients.
 
+        Clipping takes no pass of its own: the fused kernel shrinks each gradient as it reads it.
+
         Returns:
             The norm before clipping. When it is not finite nothing was updated.
         """
         assert self._adamw is not None, "select() comes first"
-        trained = [self._parameters[name] for name in self.names]
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, max_grad_norm))
-        if math.isfinite(norm):
+        gradients = [self._parameters[name].grad for name in self.names]
+        norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+        if math.isfinite(found := float(norm)):
             for group in self._adamw.param_groups:
                 group["lr"] = learning_rate
+            # what gradient scalers hand to fused optimisers: gradients are divided by it
+            divisor = (norm + _NORM_FLOOR) / max_grad_norm if found > max_grad_norm else None
+            vars(self._adamw)["grad_scale"] = divisor
             self._adamw.step()
         self._adamw.zero_grad(set_to_none=True)
-        return norm
+        return found
 
     @torch.no_grad()
     def expected_gain(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from core.errors import ModelUnavailable, NanLoss
+from core.errors import InvalidInput, ModelUnavailable, NanLoss
 from core.training.checkpoint import (
     Checkpoint,
     TrainState,
@@ -80,7 +80,7 @@ class Run:
         )
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
         self._price = job.prices.full
-        self._state = TrainState(fingerprint=job.fingerprint)
+        self._state = TrainState(fingerprint=job.fingerprint, precision=job.numerics.name)
         self._checkpointed_at: int | None = None
         self._checkpointed_s = time.monotonic()
         self._pending: _Pending | None = None
@@ -302,7 +302,14 @@ class Run:
                 "was loaded; load that one, or start in an empty folder.",
                 param="model",
             )
-        self._state = checkpoint.state
+        precision = self._job.numerics.name
+        if checkpoint.state.precision not in ("auto", precision):
+            raise InvalidInput(
+                f"The checkpoint in {self._folder} was computed in {checkpoint.state.precision}, "
+                f"not in {precision}; ask for that precision, or start in an empty folder.",
+                param="green.training.precision",
+            )
+        self._state = replace(checkpoint.state, precision=precision)
         with torch.no_grad():
             for name, weight in checkpoint.weights.items():
                 self._parameters[name].copy_(weight)

@@ -20,6 +20,7 @@ def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartReco
         forward_step_flops=job.profile.forward_flops,
         device=str(job.model.device),
         precision=job.numerics.precision,
+        probe=job.numerics.probe,
     )
 
 

@@ -191,7 +191,7 @@ def test_a_fine_tuned_model_and_its_checkpoint_are_bases(
         ({"count": 4}, "invalid_n_examples", "Training file has 4 example(s)"),
         ({"rho": 0.34}, "rho_infeasible", "rho must be at least 0."),
         ({"model": "unknown"}, "model_not_found", "unknown"),
-        ({"learning_rate": 1e5, "max_grad_norm": 1e30}, "nan_loss", "became"),
+        ({"learning_rate": 1e5, "max_grad_norm": 1e30, "precision": "fp32"}, "nan_loss", "became"),
     ],
 )
 def test_what_cannot_work_fails_at_once_and_says_why(

@@ -144,6 +144,7 @@ def test_own_training_options_arrive() -> None:
         "selection_interval": 0.5,
         "checkpoint_every_s": 60.0,
         "prefix_reuse": "on",
+        "precision": "fp32",
     }
     made = spec(green={"training": own}).training
     assert {name: getattr(made, name) for name in own} == own
