@@ -90,6 +90,7 @@ class TrainingIn(Request):
     checkpoint_every_s: float | None = None
     prefix_reuse: str | None = None
     precision: str | None = None
+    gradient_checkpointing: bool | None = None
 
 
 class MethodOptionsIn(Request):

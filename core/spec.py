@@ -83,6 +83,8 @@ class TrainingOptions:
     prefix_reuse: PrefixReuseChoice = "auto"
     #: bf16: autocast over float32 weights; auto: bf16 where the processor computes in it
     precision: Precision = "auto"
+    #: blocks keep their input alone and run again in the backward pass: less memory, more FLOPs
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         at = "green.training."
@@ -142,6 +144,12 @@ class TrainingOptions:
             at + "precision",
             f"one of {', '.join(get_args(Precision))}",
             self.precision,
+        )
+        _require(
+            isinstance(self.gradient_checkpointing, bool),
+            at + "gradient_checkpointing",
+            "true or false",
+            self.gradient_checkpointing,
         )
 
 
@@ -340,6 +348,12 @@ class JobSpec:
             "1 to 64 letters, digits, '.', '_' or '-'",
             self.suffix,
         )
+        if self.training.gradient_checkpointing and self.green.method == "prefix":
+            raise InvalidInput(
+                "A prefix is keys and values that blocks add theirs to, so they cannot run twice; "
+                "leave green.training.gradient_checkpointing out, or choose another method.",
+                param="green.training.gradient_checkpointing",
+            )
         if self.eval is not None and self.validation_file is None:
             raise InvalidInput(
                 "green.eval asks about the examples of a validation file; give validation_file.",

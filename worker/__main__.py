@@ -116,6 +116,9 @@ def run(
     precision: Annotated[
         str, typer.Option(help="fp32, bf16 (autocast), or auto: bf16 where the processor has it.")
     ] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Less memory, more FLOPs: blocks run again in the backward pass.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of order, dropout and selection.")] = 0,
     task: Annotated[
         str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa; its hub data.")
@@ -155,6 +158,7 @@ def run(
             checkpoint_every_s=checkpoint_every_s,
             prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
             precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
+            gradient_checkpointing=gradient_checkpointing,
         ),
         green=GreenOptions(
             method=method,  # type: ignore[arg-type]  checked by GreenOptions

@@ -290,14 +290,15 @@ def _adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrice
             f"name its base model, {base_name_of(loaded.model)}.",
             param="model",
         )
-    plain, method = price_steps(loaded.model), spec.green.method
+    recomputes, method = spec.training.gradient_checkpointing, spec.green.method
+    plain = price_steps(loaded.model, recomputes=recomputes)
     if method not in ADAPTER_METHODS:
         return loaded, plain
     model = add_adapters(
         loaded.model, method, spec.green.options, base_name=spec.model, seed=spec.seed
     )
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    prices = price_steps(model).against(plain, trained)
+    prices = price_steps(model, recomputes=recomputes).against(plain, trained)
     return dataclasses.replace(loaded, model=model), prices
 
 

@@ -2,8 +2,8 @@
 
 ``profile`` measures a model once, on shapes alone; the ``FlopsProfile`` then prices any set of
 trained parameters without touching the model again. See ``costs`` for the cost model and ``graph``
-for how it is read off the autograd graph. Not covered: gradient checkpointing, whose second
-forward pass is not counted, and FLOPs outside matrix products and convolutions.
+for how it is read off the autograd graph. Not covered: FLOPs outside matrix products and
+convolutions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ __all__ = ["FlopsProfile", "Loss", "profile"]
 
 
 def profile(
-    model: nn.Module, batch: Mapping[str, Any], *, loss: Loss | None = None
+    model: nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    loss: Loss | None = None,
+    recomputes: bool = False,
 ) -> FlopsProfile:
     """Cost of a training step of ``model`` on ``batch``, as a function of the trained set.
 
@@ -34,13 +38,15 @@ def profile(
             model's or the loss's own shapes depend on them, and then they must be real.
         loss: (model, batch) -> scalar loss, default ``model(**batch).loss``. Called once, with a
             copy of the model that has shapes but no data, and with the batch on the CPU.
+        recomputes: with gradient checkpointing (`core.training.recompute`): what runs again in the
+            backward pass counts there, for every set, full fine-tuning's included.
 
     Raises:
         ModelUnsupported: an operator whose cost is not known, quantised weights, or a model whose
             shapes depend on the values of its weights; names the operator or the parameter.
         InvalidInput: no loss, or one that does not depend on the model.
     """
-    return trace(model, batch, loss or _own_loss)
+    return trace(model, batch, loss or _own_loss, recomputes=recomputes)
 
 
 def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

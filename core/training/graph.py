@@ -18,9 +18,14 @@ gradient we do not know is therefore refused by name, not mispriced.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -30,6 +35,7 @@ from torch.utils._pytree import tree_map
 from core.errors import InvalidInput, ModelUnsupported
 from core.training.costs import FlopsProfile, add_term
 from core.training.meta_trace import MetaTrace
+from core.training.recompute import blocks_of
 
 Loss = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 # One input of one product: FLOPs of its gradient, bit set of the parameters behind it.
@@ -44,26 +50,31 @@ _PRODUCT_EDGES: dict[Any, tuple[int, ...]] = {
     _aten.addmm: (1, 2),
     _aten.baddbmm: (1, 2),
     _aten.convolution: (0, 1),
+    _aten._grouped_mm: (0, 1),  # noqa: SLF001
 }
 
 
-def trace(model: nn.Module, batch: Mapping[str, Any], loss: Loss) -> FlopsProfile:
+def trace(
+    model: nn.Module, batch: Mapping[str, Any], loss: Loss, *, recomputes: bool = False
+) -> FlopsProfile:
     """Profile of one step of ``model`` on ``batch``; see ``core.training.flops.profile``."""
     shadow = meta_copy(model)
     mode = MetaTrace()
-    with mode, torch.enable_grad():
+    spans: list[range] = []
+    with mode, torch.enable_grad(), _spans_of(blocks_of(shadow) if recomputes else (), spans):
         value = _loss_value(shadow, batch, loss)
-        edges, connected = _walk(value, shadow, mode)
+        members = _walk(value, shadow)
+        edges = {node: _product_edges(node, members, mode) for node in members}
+        again = _again(members, mode, spans)
         _check_backward(value, edges, mode)
     terms: dict[int, float] = {}
-    for node_edges in edges.values():
-        for flops, members in node_edges:
-            add_term(terms, members, flops)
+    for flops, needed_by in [*itertools.chain.from_iterable(edges.values()), *again]:
+        add_term(terms, needed_by, flops)
     return FlopsProfile(
         names=tuple(name for name, _ in shadow.named_parameters()),
         forward_flops=mode.forward_flops,
         terms=tuple(terms.items()),
-        connected=connected,
+        connected=members[value.grad_fn],
     )
 
 
@@ -109,7 +120,7 @@ def _loss_value(shadow: nn.Module, batch: Mapping[str, Any], loss: Loss) -> Tens
     )
     try:
         value = loss(shadow, batch)
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError) as error:
         raise ModelUnsupported(
             f"{type(shadow).__name__} cannot be traced without its weights: {error}", param="model"
         ) from error
@@ -128,15 +139,14 @@ def _loss_value(shadow: nn.Module, batch: Mapping[str, Any], loss: Loss) -> Tens
     return value
 
 
-def _walk(value: Tensor, shadow: nn.Module, mode: MetaTrace) -> tuple[dict[Any, _Edges], int]:
-    """Edges of every product behind ``value``, and the parameters from which it was computed."""
+def _walk(value: Tensor, shadow: nn.Module) -> dict[Any, int]:
+    """Every autograd node behind ``value`` and the parameters from which it was computed."""
     bits = {parameter: 1 << i for i, parameter in enumerate(shadow.parameters())}
-    members: dict[Any, int] = {None: 0}
-    edges: dict[Any, _Edges] = {}
+    members: dict[Any, int] = {}
     stack: list[tuple[Any, bool]] = [(value.grad_fn, False)]
     while stack:
         node, is_ready = stack.pop()
-        if node in members:
+        if node is None or node in members:
             continue
         inputs = [source for source, _ in node.next_functions]
         if not is_ready:
@@ -146,13 +156,12 @@ def _walk(value: Tensor, shadow: nn.Module, mode: MetaTrace) -> tuple[dict[Any, 
         is_leaf = node.name() == "torch::autograd::AccumulateGrad"
         found = bits.get(node.variable, 0) if is_leaf else 0
         for source in inputs:
-            found |= members[source]
+            found |= members.get(source, 0)
         members[node] = found
-        edges[node] = _product_edges(node, [members[source] for source in inputs], mode)
-    return edges, members[value.grad_fn]
+    return members
 
 
-def _product_edges(node: Any, input_members: list[int], mode: MetaTrace) -> _Edges:
+def _product_edges(node: Any, members: Mapping[Any, int], mode: MetaTrace) -> _Edges:
     product = mode.products.get(node._sequence_nr())  # noqa: SLF001
     if product is None:
         return ()
@@ -164,12 +173,64 @@ def _product_edges(node: Any, input_members: list[int], mode: MetaTrace) -> _Edg
             "attention or torch's plain matrix products.",
             param="model",
         )
-    return tuple((flops, input_members[i]) for i in positions if input_members[i])
+    sources = [members.get(node.next_functions[i][0], 0) for i in positions]
+    return tuple((flops, needed_by) for needed_by in sources if needed_by)
+
+
+@contextlib.contextmanager
+def _spans_of(blocks: Iterable[nn.Module], spans: list[range]) -> Iterator[None]:
+    """Writes down which autograd sequence numbers fall into each of ``blocks``."""
+    now: Callable[[], int] = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]  # noqa: SLF001
+    begun: dict[nn.Module, int] = {}
+    with contextlib.ExitStack() as hooks:
+        for block in blocks:
+            begin = block.register_forward_pre_hook(lambda b, _: begun.update({b: now()}))
+            end = block.register_forward_hook(lambda b, *_: spans.append(range(begun[b], now())))
+            hooks.callback(begin.remove)
+            hooks.callback(end.remove)
+        yield
+
+
+def _again(members: Mapping[Any, int], mode: MetaTrace, spans: Sequence[range]) -> _Edges:
+    """Products of blocks that run again: a product does exactly when a tensor is needed that its
+    block saves later on. A product saves its inputs, before it runs.
+    """
+    starts = [span.start for span in spans]
+    saving: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for node, needed_by in members.items():
+        at = node._sequence_nr()  # noqa: SLF001
+        block = bisect.bisect_right(starts, at) - 1
+        if block >= 0 and at in spans[block] and _saves(node):
+            if at in mode.products:
+                needed_by = functools.reduce(  # noqa: PLW2901
+                    operator.or_, (each for _, each in _product_edges(node, members, mode)), 0
+                )
+            saving[block].append((at, needed_by))
+    found = []
+    for block, nodes in saving.items():
+        needed_by = 0
+        later = sorted(nodes, reverse=True)
+        for at in sorted(mode.products.keys() & set(spans[block]), reverse=True):
+            while later and later[0][0] > at:
+                needed_by |= later.pop(0)[1]
+            found.append((mode.products[at][1], needed_by))
+    return tuple(found)
+
+
+def _saves(node: Any) -> bool:
+    """Whether it keeps a tensor for its gradient."""
+    saved = (getattr(node, name) for name in dir(node) if name.startswith("_raw_saved_"))
+    return any(each is not None and each != () for each in saved)
 
 
 def _check_backward(value: Tensor, edges: Mapping[Any, _Edges], mode: MetaTrace) -> None:
     """Runs torch's own backward pass and compares every node with what was predicted for it."""
-    value.backward()  # type: ignore[no-untyped-call]
+    try:
+        value.backward()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        raise ModelUnsupported(
+            f"torch cannot take the model's gradient: {error}", param="model"
+        ) from error
     for node in edges.keys() | mode.backward_flops.keys():
         predicted = sum(flops for flops, _ in edges.get(node, ()))
         measured = mode.backward_flops.get(node, 0)

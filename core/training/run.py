@@ -78,6 +78,7 @@ class Run:
             reuse=job.reuse,
             forward=job.prices.forward,
         )
+        self._step.recomputes = job.training.gradient_checkpointing
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
         self._price = job.prices.full
         self._state = TrainState(fingerprint=job.fingerprint, precision=job.numerics.name)
@@ -171,6 +172,8 @@ class Run:
                 importance=choice.importance,
                 flops=self._state.selection_flops - spent_before,
                 duration_s=duration_s,
+                # the other rankings are no loss drops
+                quality_curve=choice.quality_curve if self._job.importance == "importance" else (),
             ),
         )
 

@@ -16,6 +16,7 @@ get their labels' right-shifted copy as decoder input, so positions match as the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from core.errors import ModelUnsupported
+from core.training.recompute import recomputing
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
@@ -83,6 +85,9 @@ class LossStep:
             decoder models always get theirs where anything is padded.
         autocast_dtype: None, or torch.bfloat16 for mixed precision with float32 weights.
 
+    Attributes:
+        recomputes: blocks keep their input alone for the backward pass (`core.training.recompute`).
+
     Raises:
         ModelUnsupported: the model has no output embeddings.
     """
@@ -101,6 +106,7 @@ class LossStep:
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
         self._keeps_mask = keeps_mask or self._is_encoder_decoder
         self._autocast_dtype = autocast_dtype
+        self.recomputes = False
 
     def inputs(self, batch: Batch) -> StepInputs:
         """A collated batch (``input_ids``, ``labels``, ``attention_mask``, on the CPU) on the
@@ -123,9 +129,9 @@ class LossStep:
         flat = predicted_BT.reshape(-1)
         positions_N = (flat != IGNORED).nonzero().squeeze(1)
         return StepInputs(
-            model_inputs={k: v.to(device, non_blocking=True) for k, v in model_inputs.items()},
-            positions_N=positions_N.to(device, non_blocking=True),
-            targets_N=flat[positions_N].to(device, non_blocking=True),
+            model_inputs={k: _moved(v, device) for k, v in model_inputs.items()},
+            positions_N=_moved(positions_N, device),
+            targets_N=_moved(flat[positions_N], device),
             n_samples=len(labels),
             n_tokens=n_tokens,
         )
@@ -144,16 +150,18 @@ class LossStep:
             rows_NH = hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.positions_N)
             return (rows_NH.unsqueeze(0), *args[1:])
 
-        handle = self._head.register_forward_pre_hook(gather)
-        try:
-            with torch.autocast(
-                inputs.positions_N.device.type,
-                dtype=self._autocast_dtype,
-                enabled=self._autocast_dtype is not None,
-            ):
-                logits_1NV = self.model(**inputs.model_inputs, use_cache=False).logits
-        finally:
-            handle.remove()
+        with ExitStack() as around:
+            around.callback(self._head.register_forward_pre_hook(gather).remove)
+            if self.recomputes and torch.is_grad_enabled():
+                around.enter_context(recomputing(self.model))
+            around.enter_context(
+                torch.autocast(
+                    inputs.positions_N.device.type,
+                    dtype=self._autocast_dtype,
+                    enabled=self._autocast_dtype is not None,
+                )
+            )
+            logits_1NV = self.model(**inputs.model_inputs, use_cache=False).logits
         rows_NV: torch.Tensor = logits_1NV.squeeze(0)
         return rows_NV
 
@@ -163,6 +171,15 @@ class LossStep:
             loss_sum=F.cross_entropy(logits_NV, inputs.targets_N, reduction="sum"),
             n_correct=(logits_NV.detach().argmax(-1) == inputs.targets_N).sum(),
         )
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On ``device``, without waiting for it: a copy to a card only runs beside the host's work
+    where it starts from pinned memory.
+    """
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 @torch.no_grad()

@@ -145,6 +145,7 @@ def test_own_training_options_arrive() -> None:
         "checkpoint_every_s": 60.0,
         "prefix_reuse": "on",
         "precision": "fp32",
+        "gradient_checkpointing": True,
     }
     made = spec(green={"training": own}).training
     assert {name: getattr(made, name) for name in own} == own
