@@ -5,8 +5,8 @@
 FOLDER holds train.jsonl and validation.jsonl (default: the demo's docstring pairs, built here). A
 budget is a share of the seconds that full fine-tuning takes for --reference-steps steps. A
 contender gets as many steps as its own measured pace allows, its learning-rate schedule ends with
-the budget, and its peak rate is the best of a sweep at one budget. --grid main: full, green .7 and
-.5, LoRA, last_k; all: further rhos, prefix, LoRA on the selected tensors, Hugging Face's Trainer.
+the budget, and its peak rate is the best of a sweep at one budget. --grid main: full, green .7,
+LoRA, last_k; all: further rhos, prefix, LoRA on the selected tensors, Hugging Face's Trainer.
 
 One process a run, one JSON file a run under --runs; what is there is not run again, so the work
 can be cut into pieces (--at-most, --only). --plan prints the runs that are missing and what they
@@ -68,8 +68,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default=DEMO_MODEL, help="id or folder")
     parser.add_argument("--reference-steps", type=int, default=60, help="of full: budget 1")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--validation", type=int, default=48, help="held-out examples, for loss")
-    parser.add_argument("--questions", type=int, default=24, help="of them, for ROUGE-L; 0: none")
+    parser.add_argument("--validation", type=int, default=40, help="held-out examples, for loss")
+    parser.add_argument("--questions", type=int, default=16, help="of them, for ROUGE-L; 0: none")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares")
     parser.add_argument("--sweep-budget", type=float, default=SWEEP_BUDGET, help="of the rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

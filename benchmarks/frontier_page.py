@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.budget_run import CHECKPOINTS, FULL, MAIN, RATE_FACTORS, SIDE, Contender, efficient
-from benchmarks.frontier_plan import Cache, Job, Settings
+from benchmarks.frontier_plan import MOST_RATES, RATE_STEP, Cache, Job, Settings
 from benchmarks.measure import mean_text, table
 from benchmarks.plot import line_plot
 
@@ -33,6 +33,7 @@ class Found:
     budgets: tuple[float, ...]
     cells: Cells
     rates: Mapping[str, float]
+    sweep_budget: float
 
     @property
     def rows(self) -> list[Row]:
@@ -87,7 +88,14 @@ def _found(cache: Cache, sweep_budget: float) -> Found:
         c for c in contenders if c.label in rates or cache.found(Job(contender=c)) is not None
     )
     budgets = tuple(sorted({budget for _, budget in cells}))
-    return Found(cache=cache, contenders=present, budgets=budgets, cells=cells, rates=rates)
+    return Found(
+        cache=cache,
+        contenders=present,
+        budgets=budgets,
+        cells=cells,
+        rates=rates,
+        sweep_budget=sweep_budget,
+    )
 
 
 def method(sweep_budget: float) -> str:
@@ -97,8 +105,10 @@ def method(sweep_budget: float) -> str:
         "`python benchmarks/frontier.py`. Budget 1 is the time that full fine-tuning takes for the "
         "reference steps; every contender trains on the same batches for as many steps as its own "
         "measured pace allows within its budget, its linear schedule ends there. Peak rates: the "
-        f"best of {factors} times greentune's rule for the method, by validation loss at budget "
-        f"{sweep_budget:g}, seed 0. Early stopping for all: validated after {points} of the steps, "
+        f"best of {factors} times greentune's rule for the method (and on by factors of "
+        f"{RATE_STEP:g} where the best is at an edge, up to {MOST_RATES} rates), by validation "
+        f"loss at budget {sweep_budget:g}, seed 0. "
+        f"Early stopping for all: validated after {points} of the steps, "
         "the best weights kept and judged. Loss: float32, the same held-out examples for all. "
         "Seconds, joules and peak memory are of training with its selections; loading, validation "
         "and questions are outside. Joules by greentune's meter, of this process's share of the "
@@ -286,7 +296,8 @@ def _paces(found: Found) -> str:
         if pace is None or full is None:
             continue
         rate = found.rates.get(contender.label)
-        is_edge = rate in (contender.rates[0], contender.rates[-1])
+        tried = [job.rate for job in found.cache.sweep(contender, found.sweep_budget)]
+        is_edge = rate in (tried[0], tried[-1])
         shown = MISSING if rate is None else f"{rate:.2g}{' (the edge of its sweep)' * is_edge}"
         rows.append(
             [

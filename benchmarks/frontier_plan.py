@@ -17,8 +17,11 @@ from benchmarks.budget_run import CALIBRATION_STEPS, CHECKPOINTS, FULL, Contende
 
 #: of the sweep, whatever seeds the budgets are run with
 SWEEP_SEED: Final = 0
-#: before anything is measured: full fine-tuning's step of SmolLM2-135M on two quiet cores
-ASSUMED_STEP_S: Final = 2.5
+#: a sweep goes on by this factor, up to so many rates
+RATE_STEP: Final = 2.0
+MOST_RATES: Final = 5
+#: before anything is measured: full fine-tuning's step of SmolLM2-135M on two quiet cores, bf16
+ASSUMED_STEP_S: Final = 1.8
 #: interpreter, libraries, model, data
 _START_S: Final = 15.0
 #: a forward pass is a third of a step
@@ -95,15 +98,38 @@ class Cache:
         lowest: float | None = found.get("rho_min")
         return lowest
 
+    def sweep(self, contender: Contender, budget: float) -> list[Job]:
+        """The rates to try at ``budget``, lowest first: the contender's own, and further ones as
+        long as the best so far is at an edge.
+        """
+        rates = sorted(contender.rates)
+        while len(rates) < MOST_RATES:
+            losses = self._losses([_at(contender, budget, rate) for rate in rates])
+            if losses is None:
+                break
+            best = min(losses, key=lambda rate: losses[rate])
+            if best == rates[0]:
+                rates.insert(0, _round(best / RATE_STEP))
+            elif best == rates[-1]:
+                rates.append(_round(best * RATE_STEP))
+            else:
+                break
+        return [_at(contender, budget, rate) for rate in rates]
+
     def best_rate(self, contender: Contender, sweep_budget: float) -> float | None:
         """Of the lowest validation loss in the sweep; None until all its rates are run."""
+        losses = self._losses(self.sweep(contender, sweep_budget))
+        return None if losses is None else min(losses, key=lambda rate: losses[rate])
+
+    def _losses(self, jobs: Sequence[Job]) -> dict[float, float] | None:
+        """Rate -> validation loss; None where a job is not done."""
         losses = {}
-        for job in sweep(contender, sweep_budget):
+        for job in jobs:
             found = self.found(job)
-            if found is None:
+            if found is None or job.rate is None:
                 return None
-            losses[job.rate] = found["validation_loss"]
-        return min(losses, key=lambda rate: losses[rate])
+            losses[job.rate] = float(found["validation_loss"])
+        return losses
 
     def budget_s(self, budget: float) -> float | None:
         """Seconds of ``budget``, a share of the reference: full fine-tuning's planned steps."""
@@ -121,8 +147,13 @@ class Cache:
         return _START_S + step_s * (steps + settings.n_questions * _ANSWER_STEPS)
 
 
-def sweep(contender: Contender, budget: float) -> list[Job]:
-    return [Job(contender=contender, budget=budget, rate=rate) for rate in contender.rates]
+def _at(contender: Contender, budget: float, rate: float) -> Job:
+    return Job(contender=contender, budget=budget, rate=rate)
+
+
+def _round(rate: float) -> float:
+    """As file names show it."""
+    return float(f"{rate:.3g}")
 
 
 def missing(
@@ -141,7 +172,7 @@ def missing(
     wanted = [Job(contender=contender) for contender in needed]
     feasible = [c for c in dict.fromkeys(contenders) if cache.rho_min(c) is None]
     for contender in feasible:
-        wanted += sweep(contender, sweep_budget)
+        wanted += cache.sweep(contender, sweep_budget)
     wanted += _grid(cache, feasible, budgets, sweep_budget, seeds)
     unique = dict.fromkeys(wanted)
     return [job for job in unique if _is_open(job) or not cache.file(job).exists()]

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.measure import Gauge
+from core.training.numerics import computes_in_bfloat16
 from core.training.pricing import Shape
 from core.training.step import Batch
 from worker.prepare import Prepared
@@ -88,7 +89,7 @@ def train_with_trainer(
             weight_decay=options.weight_decay,
             max_grad_norm=options.max_grad_norm,
             optim="adamw_torch_fused",
-            bf16=computes_in_bfloat16(),
+            bf16=_is_bfloat16(),
             use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=False,
@@ -112,10 +113,8 @@ def train_with_trainer(
     return _costs(prepared, planned)
 
 
-def computes_in_bfloat16() -> bool:
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001  no public name
+def _is_bfloat16() -> bool:
+    return computes_in_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _costs(prepared: Prepared, planned: _Planned) -> TrainerRun:
@@ -131,5 +130,5 @@ def _costs(prepared: Prepared, planned: _Planned) -> TrainerRun:
         everywhere: Shape = (rows, columns, 0, rows * columns)
         flops += price(everywhere)
         full_flops += prepared.prices.full(with_labels)
-    precision = "bfloat16 autocast" if computes_in_bfloat16() else "float32"
+    precision = "bfloat16 autocast" if _is_bfloat16() else "float32"
     return TrainerRun(flops=flops, full_flops=full_flops, precision=precision)

@@ -73,7 +73,7 @@ class Gauge:
         """Does nothing where nothing is counted."""
         if not self._is_counting:
             return
-        _synchronise()
+        synchronise()
         self.wall_s += time.perf_counter() - self._since[0]
         self.cpu_s += time.process_time() - self._since[1]
         self.peak_bytes = max(self.peak_bytes, peak_bytes())
@@ -85,6 +85,12 @@ class Gauge:
             for sample in samples:
                 key = f"{sample.device} {sample.method}"
                 self.joules[key] = self.joules.get(key, 0.0) + sample.energy_j
+
+
+def synchronise() -> None:
+    """Wait for what the card still computes: before a clock is read."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def peak_bytes() -> int:
@@ -131,8 +137,3 @@ def _reset_peak() -> None:
         return
     with suppress(OSError):
         _CLEAR_REFS.write_text(_RESET_PEAK)
-
-
-def _synchronise() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
