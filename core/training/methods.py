@@ -17,6 +17,7 @@ from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.spec import METHODS, MethodOptions
 from core.training.blocks import blocks_from_the_loss
 from core.training.costs import FlopsProfile
+from core.training.quality import QualityCurve, quality_curve
 from core.training.selector import select
 
 
@@ -37,6 +38,8 @@ class Choice:
     rho_planned: float
     #: expected loss drop of one update of ``names``; None: not measured
     importance: float | None
+    #: what other shares would buy, as `quality_curve`; empty: not measured
+    quality_curve: QualityCurve = ()
 
 
 class Method(Protocol):
@@ -83,12 +86,14 @@ class Green:
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no set fits."""
         full_flops = point.profile.full_flops
-        chosen = select(point.profile, point.measure_importance(), point.rho * full_flops)
+        importance = point.measure_importance()
+        chosen = select(point.profile, importance, point.rho * full_flops)
         return Choice(
             names=chosen.names,
             rho=point.rho,
             rho_planned=chosen.flops / full_flops,
             importance=chosen.importance,
+            quality_curve=quality_curve(point.profile, importance),
         )
 
 
@@ -118,13 +123,15 @@ class GreenLora:
             adapter: math.fsum(of_tensor[name] for name in names)
             for adapter, names in adapters.items()
         }
-        chosen = select(point.profile.grouped(adapters), importance, point.rho * full_flops)
+        costs = point.profile.grouped(adapters)
+        chosen = select(costs, importance, point.rho * full_flops)
         taken = {name for adapter in chosen.names for name in adapters[adapter]}
         return Choice(
             names=tuple(name for name in point.profile.names if name in taken),
             rho=point.rho,
             rho_planned=chosen.flops / full_flops,
             importance=chosen.importance,
+            quality_curve=quality_curve(costs, importance),
         )
 
 

@@ -180,6 +180,19 @@ def test_records_tell_the_whole_run():
     assert all(p.requires_grad for p in job.model.parameters())
 
 
+def test_only_a_measured_loss_drop_gives_a_quality_curve():
+    curves = {}
+    for name in ("importance", "magnitude"):
+        seen = Records()
+        fit(dataclasses.replace(_job(max_steps=1), importance=name), hooks=[seen])
+        (selection,) = seen.selections
+        curves[name] = selection.quality_curve
+    assert curves["magnitude"] == ()
+    within = [share for rho, share in curves["importance"] if rho <= selection.rho]
+    assert 0 < within[-1] < 1
+    assert curves["importance"][-1][1] == 1
+
+
 def test_accumulated_micro_batches_equal_one_large_batch():
     whole = {
         key: torch.cat([Batches(2).batch(0, i)[key] for i in range(2)])

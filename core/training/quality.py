@@ -1,0 +1,44 @@
+"""What every budget would buy: the job's own quality over rho, from one measurement of importance.
+
+Importance is the loss drop of one update to first order and adds up over tensors, so the best
+importance that a budget pays for, over the best of all, is the share of the attainable drop that
+this budget predicts. The carbon planner plans with it instead of an assumed curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from core.training.costs import FlopsProfile
+from core.training.selector import selection_curve
+
+MAX_POINTS: Final = 33
+#: of the search behind a curve: coarser than a selection's, so that the curve of a model of 270
+#: tensors takes as long as one selection does (.03 s); see `selector` for what the values may lack
+_RESOLUTION: Final = 20_000
+
+QualityCurve = tuple[tuple[float, float], ...]
+
+
+def quality_curve(profile: FlopsProfile, importance: Mapping[str, float]) -> QualityCurve:
+    """(rho, share 0..1 of the best importance), at most ``MAX_POINTS``, both strictly rising.
+
+    The last point is the best set of all, at share 1 and what it costs; the first the cheapest of
+    positive importance. Empty where no tensor has any.
+    """
+    curve = selection_curve(profile, importance, resolution=_RESOLUTION)
+    is_gain = curve.values > 0
+    budgets, values = curve.budgets_flops[is_gain], curve.values[is_gain]
+    if not len(values) or not profile.full_flops:
+        return ()
+    grid = np.linspace(budgets[0], budgets[-1], MAX_POINTS)
+    # the ends are themselves points: no rounding may lose them
+    grid[0], grid[-1] = budgets[0], budgets[-1]
+    places = np.unique(np.searchsorted(budgets, grid, side="right") - 1)
+    rhos, shares = budgets[places] / profile.full_flops, values[places] / values[-1]
+    is_new = np.diff(rhos, prepend=-1.0) > 0
+    is_new &= shares > np.maximum.accumulate(np.append(-1.0, shares[:-1]))
+    return tuple(zip(rhos[is_new].tolist(), shares[is_new].tolist(), strict=True))
