@@ -16,7 +16,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     intensity = report["intensity_g_per_kwh"]
     console.print(f"Emissions of {report['job_id']}", style="bold", markup=False, highlight=False)
     table = Table(box=None, pad_edge=False)
-    for name in ("", "this job", "full fine-tuning (modelled)"):
+    basis = report["baseline"]["basis"] if report["baseline"] else "not known"
+    for name in ("", "this job", f"full fine-tuning ({basis})"):
         table.add_column(name, justify="left" if not name else "right")
     baseline = report["baseline"] or {}
     table.add_row(
@@ -63,7 +64,7 @@ def _details(report: dict[str, Any]) -> list[str]:
         f"range {report['co2e_g_range']['low']:.4f} to {report['co2e_g_range']['high']:.4f} gCO2e"
     )
     if report["baseline"]:
-        lines.append(f"baseline: {report['baseline']['basis']}")
+        lines.append(f"baseline: {report['baseline']['method']}")
     return lines + [f"note: {note}" for note in report["notes"]]
 
 

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from api.client import Client
 from api.edge import own_database, print_columns, server
-from api.emissions import overheads_in, samples_in
 from api.estimate_table import moment_of
 from api.fleet import GroupBy, fleet_document
 from api.report import print_report
 from api.watch import number
+from core.carbon.evidence import Evidence
 from core.carbon.verify import Check, verify
 from core.errors import GreentuneError, InvalidInput
 
@@ -83,8 +83,8 @@ def _verify(client: Client, path: str) -> None:
         GreentuneError: some figure does not agree.
     """
     document = client.get(path, include="samples")
-    rows = samples_in(document["samples"])
-    checks = verify(document, rows, overheads_in(document["overhead_times"]))
+    evidence = Evidence.from_dict(document["evidence"])
+    checks = verify(document, evidence)
     wrong = [check for check in checks if not check.agrees]
     listed = [c for c in checks if not c.figure.startswith(_COUNTED) or not c.agrees]
     print_columns([("FIGURE", "STATED", "FROM SAMPLES", ""), *map(_line, listed)])
@@ -94,8 +94,9 @@ def _verify(client: Client, path: str) -> None:
     out.print(
         f"Figures of single intervals that agree: {agreeing} of {len(counted)}.\n"
         f"{n_right} of {len(checks)} figures of {document['job_id']} agree, within the rounding "
-        f"to six digits, with {len(rows)} samples.\n"
-        "Taken as stated: the baseline's energy and intensity (a model), tokens, embodied grams.",
+        f"to six digits, with {len(evidence.samples)} samples.\n"
+        "Taken as stored: samples, the grid's values, tokens, FLOPs, what full fine-tuning was "
+        "measured to take, grams per hour of the hardware's own footprint, PUE.",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -35,6 +36,7 @@ class Calibration(Hook):
     Args:
         base: what was known before: stored measurements, or the assumption.
         read_meter: closes the meter's interval now (`EnergyMeter.sample`).
+        on_full: told what full fine-tuning takes, whenever that has been measured.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Calibration(Hook):
         model: str,
         hardware: str,
         base: TokenCost,
+        on_full: Callable[[CostRecord], None] = lambda _: None,
     ) -> None:
         self._reporter = reporter
         self._log = log
@@ -53,6 +56,7 @@ class Calibration(Hook):
         self._model = model
         self._hardware = hardware
         self._base = base
+        self._on_full = on_full
         self._points: dict[float, CostPoint] = {}
         self._mark: tuple[int, int, float, float] | None = None
         self._is_warm = False
@@ -125,18 +129,21 @@ class Calibration(Hook):
             self._remember(rho, s_per_token, j_per_token)
 
     def _remember(self, rho: float, s_per_token: float, j_per_token: float) -> None:
+        cost = CostRecord(
+            model=self._model,
+            hardware=self._hardware,
+            rho=rho,
+            s_per_token=s_per_token,
+            j_per_token=j_per_token,
+            updated_at=datetime.now(UTC),
+        )
+
         def write(session: Session, now: datetime) -> None:
-            cost = CostRecord(
-                model=self._model,
-                hardware=self._hardware,
-                rho=rho,
-                s_per_token=s_per_token,
-                j_per_token=j_per_token,
-                updated_at=now,
-            )
-            store.put_cost(session, cost)
+            store.put_cost(session, replace(cost, updated_at=now))
 
         self._reporter.post(write, replaces=f"cost at {rho}")
+        if rho == 1.0:
+            self._on_full(cost)
 
 
 def known_cost(

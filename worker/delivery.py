@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
 from core.carbon import report
-from core.carbon.account import Baseline, Embodied, EmissionsReport, baseline, full_effort
-from core.carbon.energy import Attribution
-from core.carbon.history import SELECTION
+from core.carbon.account import EmissionsReport
+from core.carbon.compose import JobFacts, compose
 from core.carbon.intensity import IntensitySignal
-from core.errors import GreentuneError
 from core.jobs import records, service, store
-from core.jobs.records import AttemptRecord, Claim, EnergyRecord, EventRecord, JobRecord, NewFile
+from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
 from core.objects.folders import put_folder
 from core.objects.store import ObjectStore
 from core.training.export import EmissionsNote
 from core.training.hooks import FitResult
-from core.units import SECONDS_PER_HOUR
 from worker.ending import Ending
-from worker.energy import report_of
 from worker.hardware import hardware_name
 from worker.prepare import Prepared, export
 from worker.reporter import Reporter
@@ -43,29 +38,13 @@ class Trained:
     archive: NewFile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Story:
-    """The job so far, all attempts."""
-
-    job: JobRecord
-    attempts: tuple[AttemptRecord, ...]
-    energy: tuple[EnergyRecord, ...]
-    selections: tuple[EventRecord, ...]
-    now: datetime
-
-    @property
-    def active(self) -> timedelta:
-        return sum(((a.ended_at or self.now) - a.started_at for a in self.attempts), timedelta(0))
-
-
 class Delivery:
     """Of one claimed job.
 
     Args:
-        zone: whose grid feeds this host.
+        signal: for the baseline.
         pue: power usage effectiveness of its building.
         embodied_g_per_hour: the host's own footprint; None: not known.
-        attribution: whose energy the meter counts.
     """
 
     def __init__(
@@ -75,19 +54,15 @@ class Delivery:
         objects: ObjectStore,
         *,
         signal: IntensitySignal,
-        zone: str,
         pue: float,
         embodied_g_per_hour: float | None,
-        attribution: Attribution,
     ) -> None:
         self._claim = claim
         self._reporter = reporter
         self._objects = objects
         self._signal = signal
-        self._zone = zone
         self._pue = pue
         self._embodied_g_per_hour = embodied_g_per_hour
-        self._attribution: Attribution = attribution
 
     def deliver(
         self,
@@ -115,7 +90,7 @@ class Delivery:
             scratch / "result" / "model",
             result,
             name=name,
-            emissions=self._note(self._report(self._story(), result)[0]),
+            emissions=_note(self._report()),
         )
         check()
         prefix = f"jobs/{self._claim.job_id}/result/{self._claim.fence}/model"
@@ -131,8 +106,8 @@ class Delivery:
             StorageUnavailable: the object store does not take the small files.
             LeaseLost, Unavailable: as `Reporter.call`.
         """
-        claim, story = self._claim, self._story()
-        emissions, against = self._report(story, trained.result)
+        claim, emissions = self._claim, self._report()
+        against = emissions.baseline
         files = [
             put_metrics(self._objects, metrics_csv(self._events())),
             put_emissions(self._objects, report.to_dict(emissions)),
@@ -163,17 +138,21 @@ class Delivery:
 
         return succeed
 
-    def _story(self) -> _Story:
+    def _report(self) -> EmissionsReport:
         """After all that was said before has been written."""
         claim = self._claim
 
-        def read(session: Session, now: datetime) -> _Story:
-            return _Story(
-                job=store.get_job(session, claim.tenant, claim.job_id),
-                attempts=store.list_attempts(session, claim.job_id),
-                energy=store.list_energy(session, claim.job_id),
-                selections=store.list_remarks(session, claim.job_id, SELECTION),
-                now=now,
+        def read(session: Session, _now: datetime) -> EmissionsReport:
+            return compose(
+                JobFacts.of(
+                    store.get_job(session, claim.tenant, claim.job_id),
+                    pue=self._pue,
+                    embodied_g_per_hour=self._embodied_g_per_hour,
+                ),
+                store.list_energy(session, claim.job_id),
+                store.list_attempts(session, claim.job_id),
+                store.list_overheads(session, claim.job_id),
+                signal=self._signal,
             )
 
         return self._reporter.call(read)
@@ -198,54 +177,14 @@ class Delivery:
 
         return self._reporter.call(read)
 
-    def _report(self, story: _Story, result: FitResult) -> tuple[EmissionsReport, Baseline | None]:
-        against = self._baseline(story, result)
-        emissions = report_of(
-            story.job,
-            story.attempts,
-            story.energy,
-            story.selections,
-            zone=self._zone,
-            pue=self._pue,
-            attribution=self._attribution,
-            against=against,
-            embodied=self._embodied(story),
-        )
-        return emissions, against
 
-    def _embodied(self, story: _Story) -> Embodied | None:
-        if self._embodied_g_per_hour is None:
-            return None
-        hours = story.active.total_seconds() / SECONDS_PER_HOUR
-        return Embodied(g_per_hour=self._embodied_g_per_hour, hours=hours)
-
-    def _baseline(self, story: _Story, result: FitResult) -> Baseline | None:
-        """Full fine-tuning started at submission; None where nothing is known to scale from."""
-        energy_j = math.fsum(row.energy_j for row in story.energy)
-        if not (energy_j and result.flops):
-            return None
-        effort = full_effort(
-            energy_j=energy_j,
-            active_s=story.active.total_seconds(),
-            spent_flops=result.flops,
-            full_flops=result.full_flops,
-        )
-        start = story.job.created_at
-        # at least one slot, whatever the length
-        end = start + timedelta(seconds=max(effort.duration_s, 1.0))
-        try:
-            slots = self._signal.series(self._zone, start, end)
-        except GreentuneError:
-            return None
-        return baseline(effort, submitted_at=start, slots=slots, pue=self._pue)
-
-    def _note(self, emissions: EmissionsReport) -> EmissionsNote:
-        """For the model card: up to the last step, as the folder cannot tell of its own upload."""
-        entry = report.model_card_entry(emissions, hardware=hardware_name())
-        return EmissionsNote(
-            emissions_g=emissions.total.emissions_g,
-            energy_j=emissions.total.energy_j,
-            source=entry["source"],
-            zone=entry["geographical_location"],
-            hardware=entry["hardware_used"],
-        )
+def _note(emissions: EmissionsReport) -> EmissionsNote:
+    """For the model card: up to the last step, as the folder cannot tell of its own upload."""
+    entry = report.model_card_entry(emissions, hardware=hardware_name())
+    return EmissionsNote(
+        emissions_g=emissions.total.emissions_g,
+        energy_j=emissions.total.energy_j,
+        source=entry["source"],
+        zone=entry["geographical_location"],
+        hardware=entry["hardware_used"],
+    )

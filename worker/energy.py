@@ -1,4 +1,4 @@
-"""Energy of the training process on its way into the database, and out of it as a report."""
+"""Energy of the training process on its way into the database."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from core.carbon import history
-from core.carbon.account import Attempt, Baseline, Embodied, EmissionsReport, report_emissions
-from core.carbon.coverage import uncovered
+from core.carbon.account import Overhead
 from core.carbon.energy import Attribution, EnergySample, MeteredEnergy, attribute
 from core.carbon.intensity import Intensity, IntensitySignal
 from core.errors import GreentuneError
 from core.jobs import service
-from core.jobs.records import AttemptRecord, Claim, EnergyRecord, EventRecord, JobRecord
+from core.jobs.records import Claim, EnergyRecord, OverheadRecord
 from core.units import emissions_g
 from worker.hooks import Scribe
 from worker.reporter import Reporter
@@ -29,6 +27,7 @@ class EnergyLog:
 
     Args:
         zone: whose grid feeds this host.
+        attribution: whose energy the meter counts.
     """
 
     def __init__(
@@ -39,6 +38,7 @@ class EnergyLog:
         *,
         signal: IntensitySignal,
         zone: str,
+        attribution: Attribution,
     ) -> None:
         self._reporter = reporter
         self._scribe = scribe
@@ -53,6 +53,10 @@ class EnergyLog:
         self.until: datetime | None = None
         #: of the last sample; 0 where its intensity is not known
         self.g_per_joule = 0.0
+        job_id, fence = claim.job_id, claim.fence
+        reporter.post(
+            lambda session, _now: service.record_attribution(session, job_id, fence, attribution)
+        )
 
     def take(self, samples: tuple[EnergySample, ...]) -> None:
         usable = [s for s in samples if math.isfinite(s.energy_j) and s.energy_j >= 0]
@@ -78,6 +82,16 @@ class EnergyLog:
         self.until = end
         self.g_per_joule = emissions_g(1.0, rows[-1].intensity_g_per_kwh or 0.0)
 
+    def take_overhead(self, overhead: Overhead) -> None:
+        """A time that did not go into training steps; on any thread."""
+        job_id, fence = self._claim.job_id, self._claim.fence
+        row = OverheadRecord(
+            kind=overhead.kind, started_at=overhead.started_at, ended_at=overhead.ended_at
+        )
+        self._reporter.post(
+            lambda session, _now: service.record_overhead(session, job_id, fence, row)
+        )
+
     def warn(self, sentence: str) -> None:
         self._scribe.event(sentence, level="warn", data={"kind": "meter"})
 
@@ -92,46 +106,6 @@ class EnergyLog:
             return ()
         self._is_signal_missing = False
         return slots
-
-
-def report_of(
-    job: JobRecord,
-    attempts: Sequence[AttemptRecord],
-    rows: Sequence[EnergyRecord],
-    selections: Sequence[EventRecord],
-    *,
-    zone: str,
-    pue: float,
-    attribution: Attribution,
-    against: Baseline | None,
-    embodied: Embodied | None,
-) -> EmissionsReport:
-    """All attempts of a job, as its rows in the database tell it."""
-    runs = [
-        Attempt(
-            number=attempt.number,
-            worker=attempt.worker,
-            started_at=attempt.started_at,
-            ended_at=attempt.ended_at,
-            outcome=attempt.outcome,
-        )
-        for attempt in attempts
-    ]
-    return report_emissions(
-        job_id=job.id,
-        zone=zone,
-        rows=rows,
-        submitted_at=job.created_at,
-        pue=pue,
-        attribution=attribution,
-        attempts=runs,
-        overheads=history.selections(selections),
-        gaps=uncovered(rows, runs),
-        against=against,
-        flops_share=job.progress.rho_measured,
-        trained_tokens=job.progress.trained_tokens,
-        embodied=embodied,
-    )
 
 
 def _record(row: MeteredEnergy) -> EnergyRecord:

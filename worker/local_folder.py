@@ -5,6 +5,8 @@
     OUT/job.json          the spec, the data's hashes and when it was first asked for
     OUT/rho.json          the share of FLOPs, once it is decided
     OUT/energy.jsonl      metered energy with its intensity, all attempts
+    OUT/attempts.jsonl    when each attempt began, and when and how it ended
+    OUT/overheads.jsonl   times that went into something other than training steps
     OUT/checkpoints/      of `core.training.checkpoint`
     OUT/metrics.csv       one line a step
     OUT/evaluation.json   answers to held-out questions and their scores, before and after
@@ -18,17 +20,14 @@ import csv
 import fcntl
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from core.carbon.energy import EnergySample, MeteredEnergy, attribute
-from core.carbon.intensity import IntensitySignal
-from core.errors import Conflict, GreentuneError
+from core.errors import Conflict
 from core.spec import JobSpec
 from core.training.hooks import Hook, StartRecord, StepRecord, ValidationRecord
 
@@ -71,6 +70,14 @@ class LocalFolder:
     @property
     def energy(self) -> Path:
         return self.path / "energy.jsonl"
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts.jsonl"
+
+    @property
+    def overheads(self) -> Path:
+        return self.path / "overheads.jsonl"
 
     @property
     def emissions(self) -> Path:
@@ -124,43 +131,6 @@ class LocalFolder:
         return float(json.loads(rho.read_text()))
 
 
-class EnergyFile:
-    """Receives the meter's samples, on its thread, and keeps them with the intensity of their time.
-
-    A signal that is away leaves samples without an intensity; it never reads as 0 g.
-    """
-
-    def __init__(
-        self, path: Path, signal: IntensitySignal, zone: str, warn: Callable[[str], None]
-    ) -> None:
-        self._path = path
-        self._signal = signal
-        self._zone = zone
-        self._warn = warn
-        self._lock = threading.Lock()
-        self._rows = [_metered(json.loads(line)) for line in _lines(path)]
-        self.attempt = max((row.attempt for row in self._rows), default=0) + 1
-
-    @property
-    def rows(self) -> tuple[MeteredEnergy, ...]:
-        with self._lock:
-            return tuple(self._rows)
-
-    def take(self, samples: tuple[EnergySample, ...]) -> None:
-        if not samples:
-            return
-        start, end = min(s.started_at for s in samples), max(s.ended_at for s in samples)
-        try:
-            slots = self._signal.series(self._zone, start, end)
-        except GreentuneError as error:
-            self._warn(f"No carbon intensity for {self._zone}: {error}")
-            slots = ()
-        rows = attribute(samples, slots, attempt=self.attempt)
-        with self._lock, self._path.open("a") as out:
-            out.writelines(json.dumps(asdict(row), default=str) + "\n" for row in rows)
-            self._rows.extend(rows)
-
-
 class MetricsFile(Hook):
     """One line a step. Steps that are trained again after a resume are written again, once."""
 
@@ -212,23 +182,6 @@ class MetricsFile(Hook):
 
 def _writer(file: Any) -> csv.DictWriter[str]:
     return csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-
-
-def _metered(raw: dict[str, Any]) -> MeteredEnergy:
-    for key in ("started_at", "ended_at"):
-        raw[key] = datetime.fromisoformat(raw[key])
-    return MeteredEnergy(**raw)
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines: a process that was killed may have left half a one."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return whole.splitlines()
 
 
 def _sha256(path: Path) -> str:

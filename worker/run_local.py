@@ -17,14 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from core.carbon import report
-from core.carbon.account import (
-    Baseline,
-    EmissionsReport,
-    baseline,
-    full_effort,
-    report_emissions,
-    row_emissions_g,
-)
+from core.carbon.account import EmissionsReport, row_emissions_g
+from core.carbon.compose import JobFacts, compose
 from core.carbon.intensity import WORLD, IntensitySignal
 from core.carbon.meter import EnergyMeter
 from core.carbon.rho import choose_rho
@@ -47,7 +41,9 @@ from core.training.hooks import (
 from core.units import joules_to_wh
 from worker.evaluation import EvaluationFile, scores_line
 from worker.hardware import hardware_name
-from worker.local_folder import EnergyFile, LocalFolder, MetricsFile
+from worker.local_account import Account
+from worker.local_folder import LocalFolder, MetricsFile
+from worker.overheads import OverheadHook
 from worker.prepare import Prepared, export, prepare, train
 
 _HISTORY = timedelta(days=7)
@@ -68,6 +64,7 @@ class _Grid:
     signal: IntensitySignal
     zone: str
     pue: float
+    embodied_g_per_hour: float | None
 
 
 def run_local(spec: JobSpec, out: Path, settings: Settings, console: Console) -> LocalResult:
@@ -90,38 +87,97 @@ def run_local(spec: JobSpec, out: Path, settings: Settings, console: Console) ->
         ),
         zone=spec.green.zone or settings.zone or WORLD,
         pue=settings.pue,
+        embodied_g_per_hour=settings.embodied_g_per_hour,
     )
     # an unknown zone is refused before anything is spent
     grid.signal.at(grid.zone, datetime.now(UTC))
     with folder.held(), _stopping() as stop:
         submitted_at = folder.begin(spec, _files(spec))
-        energy = EnergyFile(folder.energy, grid.signal, grid.zone, warn=_warner(console))
-        meter = EnergyMeter(energy.take, _warner(console), interval_s=settings.meter_interval_s)
-        with meter:
-            console.print("Preparing: data, model and the price of every tensor")
-            prepared = _prepare(spec, folder, settings)
-            rho = folder.settle_rho(lambda: _decide_rho(prepared, grid, console))
-            columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
-            answers = EvaluationFile(folder.evaluation, prepared.exam)
-            with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-                result = train(
-                    prepared,
-                    rho=lambda _step: rho,
-                    checkpoints=folder.checkpoints,
-                    hooks=[ProgressBar(progress, energy), MetricsFile(folder.metrics), answers],
-                    control=lambda: Control.CHECKPOINT_AND_STOP if stop else Control.CONTINUE,
-                )
-            if result.outcome != "finished":
-                return LocalResult(fit=result, folder=folder, emissions=None)
-            meter.sample()
-            found = _report(folder.path.name, result, energy, grid, submitted_at=submitted_at)
-            name = spec.suffix or folder.path.name
-            export(prepared, folder.model, result, name=name, emissions=_note(found))
+        account = Account(folder, grid.signal, grid.zone, warn=_warner(console))
+        run = _Run(
+            spec=spec,
+            folder=folder,
+            settings=settings,
+            grid=grid,
+            account=account,
+            submitted_at=submitted_at,
+            stop=stop,
+            console=console,
+        )
+        with account.attempt() as attempt:
+            result = run.carry_out(attempt.started_at)
+            account.ended("succeeded" if result.outcome == "finished" else result.outcome)
+        if result.outcome != "finished":
+            return LocalResult(fit=result, folder=folder, emissions=None)
         # once more, with the export's own energy
-        found = _report(folder.path.name, result, energy, grid, submitted_at=submitted_at)
+        found = run.report(result)
         folder.emissions.write_text(json.dumps(report.to_dict(found), indent=1))
-        answers.add_energy(energy.rows)
     return LocalResult(fit=result, folder=folder, emissions=found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """One attempt at the job of a folder."""
+
+    spec: JobSpec
+    folder: LocalFolder
+    settings: Settings
+    grid: _Grid
+    account: Account
+    submitted_at: datetime
+    stop: list[int]
+    console: Console
+
+    def carry_out(self, since: datetime) -> FitResult:
+        """Prepare, train and, if it came to its end, export; all of it metered."""
+        overheads = OverheadHook(self.account.take_overhead, since=since)
+        warn = _warner(self.console)
+        meter = EnergyMeter(self.account.take, warn, interval_s=self.settings.meter_interval_s)
+        with meter:
+            self.console.print("Preparing: data, model and the price of every tensor")
+            prepared = _prepare(self.spec, self.folder, self.settings)
+            rho = self.folder.settle_rho(lambda: _decide_rho(prepared, self.grid, self.console))
+            answers = EvaluationFile(self.folder.evaluation, prepared.exam)
+            result = self._train(prepared, rho, [answers, overheads])
+            if result.outcome == "finished":
+                meter.sample()
+                with overheads.during("delivery"):
+                    name = self.spec.suffix or self.folder.path.name
+                    note = _note(self.report(result))
+                    export(prepared, self.folder.model, result, name=name, emissions=note)
+        if result.outcome == "finished":
+            answers.add_energy(self.account.rows)
+        return result
+
+    def _train(self, prepared: Prepared, rho: float, more: list[Hook]) -> FitResult:
+        columns = (BarColumn(bar_width=24), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, TimeRemainingColumn(), console=self.console) as progress:
+            return train(
+                prepared,
+                rho=lambda _step: rho,
+                checkpoints=self.folder.checkpoints,
+                hooks=[
+                    ProgressBar(progress, self.account),
+                    MetricsFile(self.folder.metrics),
+                    *more,
+                ],
+                control=lambda: Control.CHECKPOINT_AND_STOP if self.stop else Control.CONTINUE,
+            )
+
+    def report(self, result: FitResult) -> EmissionsReport:
+        job = JobFacts(
+            job_id=self.folder.path.name,
+            submitted_at=self.submitted_at,
+            zone=self.grid.zone,
+            pue=self.grid.pue,
+            trained_tokens=result.tokens,
+            spent_flops=result.flops,
+            full_flops=result.full_flops,
+            embodied_g_per_hour=self.grid.embodied_g_per_hour,
+        )
+        account = self.account
+        rows, attempts, overheads = account.rows, account.attempts, account.overheads
+        return compose(job, rows, attempts, overheads, signal=self.grid.signal)
 
 
 def print_result(result: LocalResult, console: Console) -> None:
@@ -147,7 +203,8 @@ def print_result(result: LocalResult, console: Console) -> None:
     say(f"Energy: {energy_wh:.3f} Wh; emissions: {found.total.emissions_g:.4f} gCO2e")
     if found.baseline is not None:
         say(
-            f"Full fine-tuning, modelled: {joules_to_wh(found.baseline.effort.energy_j):.3f} Wh; "
+            f"Full fine-tuning, {found.baseline.effort.basis}: "
+            f"{joules_to_wh(found.baseline.effort.energy_j):.3f} Wh; "
             f"{found.baseline.emissions_g:.4f} gCO2e"
         )
     say(f"Model: {result.folder.model}")
@@ -157,9 +214,9 @@ def print_result(result: LocalResult, console: Console) -> None:
 class ProgressBar(Hook):
     """Step, loss, speed, rho, energy and time left on one line; phases on lines of their own."""
 
-    def __init__(self, progress: Progress, energy: EnergyFile) -> None:
+    def __init__(self, progress: Progress, account: Account) -> None:
         self._progress = progress
-        self._energy = energy
+        self._account = account
         self._bar = progress.add_task("", total=None)
         self._tokens = 0
 
@@ -179,7 +236,7 @@ class ProgressBar(Hook):
         )
 
     def on_step(self, record: StepRecord) -> None:
-        rows = self._energy.rows
+        rows = self._account.rows
         energy_wh = joules_to_wh(sum(row.energy_j for row in rows))
         grams = sum(row_emissions_g(row, row.intensity_kind, 1.0) for row in rows)
         speed = (record.tokens - self._tokens) / record.duration_s if self._tokens else 0.0
@@ -244,41 +301,6 @@ def _decide_rho(prepared: Prepared, grid: _Grid, console: Console) -> float:
     decision = choose_rho(marginal, history=history, rho_min=prepared.rho_min)
     console.print(decision.reason, markup=False, highlight=False, soft_wrap=True)
     return decision.rho
-
-
-def _report(
-    name: str, result: FitResult, energy: EnergyFile, grid: _Grid, *, submitted_at: datetime
-) -> EmissionsReport:
-    return report_emissions(
-        job_id=name,
-        zone=grid.zone,
-        rows=energy.rows,
-        submitted_at=submitted_at,
-        pue=grid.pue,
-        against=_baseline(result, energy, grid, submitted_at),
-        flops_share=result.flops_share,
-        trained_tokens=result.tokens,
-    )
-
-
-def _baseline(
-    result: FitResult, energy: EnergyFile, grid: _Grid, submitted_at: datetime
-) -> Baseline | None:
-    """Full fine-tuning started at submission; None where nothing is known to scale from."""
-    energy_j = sum(row.energy_j for row in energy.rows)
-    if not (energy_j and result.flops):
-        return None
-    effort = full_effort(
-        energy_j=energy_j,
-        active_s=result.train_duration_s,
-        spent_flops=result.flops,
-        full_flops=result.full_flops,
-    )
-    try:
-        slots = grid.signal.series(grid.zone, submitted_at, datetime.now(UTC))
-    except GreentuneError:
-        return None
-    return baseline(effort, submitted_at=submitted_at, slots=slots, pue=grid.pue)
 
 
 def _note(found: EmissionsReport) -> EmissionsNote:

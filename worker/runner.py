@@ -13,8 +13,9 @@ import logging
 import os
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
@@ -31,7 +32,7 @@ from core.errors import (
     Unavailable,
 )
 from core.jobs import service, store
-from core.jobs.records import Claim, Hyperparameters
+from core.jobs.records import Claim, CostRecord, FullCostRecord, Hyperparameters
 from core.objects.folders import get_folder
 from core.settings import Settings
 from core.spec import JobSpec, TrainingOptions
@@ -47,6 +48,7 @@ from worker.energy import EnergyLog
 from worker.hardware import hardware_name
 from worker.hooks import Interrupted, ProgressHook, Scribe, Steering
 from worker.inputs import fetch_data
+from worker.overheads import OverheadHook
 from worker.pilot import Pilot
 from worker.prepare import Prepared, prepare, train
 from worker.reporter import Reporter
@@ -101,10 +103,8 @@ class Training:
             reporter,
             world.objects,
             signal=world.signal,
-            zone=self._zone,
             pue=world.pue,
             embodied_g_per_hour=world.embodied_g_per_hour,
-            attribution=world.attribution,
         )
 
     def run(self) -> None:
@@ -126,7 +126,12 @@ class Training:
     def _metered(self) -> Ending | Trained:
         """Energy counts from the first byte on, whatever the work comes to."""
         log = EnergyLog(
-            self._reporter, self._scribe, self._claim, signal=self._world.signal, zone=self._zone
+            self._reporter,
+            self._scribe,
+            self._claim,
+            signal=self._world.signal,
+            zone=self._zone,
+            attribution=self._world.attribution,
         )
         meter = EnergyMeter(
             log.take,
@@ -150,6 +155,7 @@ class Training:
     def _work(self, scratch: Path, meter: EnergyMeter, log: EnergyLog) -> Trained:
         """Train, with smaller micro-batches if memory does not suffice, and store the result."""
         spec = self._claim.spec
+        overheads = OverheadHook(log.take_overhead, since=datetime.now(UTC))
         is_started = False
         while True:
             prepared = self._prepare(spec, scratch)
@@ -160,14 +166,17 @@ class Training:
             if not is_started:
                 self._start(prepared, rho)
                 is_started = True
-            hooks = [ProgressHook(self._scribe, rho), calibration]
+            steered = [] if pilot is None else [pilot]
+            hooks = [ProgressHook(self._scribe, rho), calibration, *steered, overheads]
             try:
                 result = self._train(prepared, rho, hooks, pilot, scratch)
             except OutOfMemory as error:
                 spec = replace(spec, training=self._smaller(prepared.training, error))
             else:
                 meter.sample()
-                return self._delivery.deliver(prepared, result, scratch, check=self._steering.check)
+                with overheads.during("delivery"):
+                    check = self._steering.check
+                    return self._delivery.deliver(prepared, result, scratch, check=check)
             del prepared
             gc.collect()
             if torch.cuda.is_available():
@@ -259,7 +268,11 @@ class Training:
             model=model,
             hardware=hardware,
             base=known_cost(stored, hardware, otherwise=costs.assumed(full_flops, device)),
+            on_full=lambda point: self._note_full(point, "job"),
         )
+        full = next((r for r in stored if r.hardware == hardware and r.rho == 1.0), None)
+        if full is not None and claim.job.full_cost is None:
+            self._note_full(full, "machine")
         if not claim.spec.green.is_planned:
             return calibration, None
         task = Task(
@@ -284,6 +297,16 @@ class Training:
             clock=world.clock,
         )
         return calibration, pilot
+
+    def _note_full(self, cost: CostRecord, measured_by: Literal["job", "machine"]) -> None:
+        """What the report's baseline counts with."""
+        job_id, fence = self._claim.job_id, self._claim.fence
+        full = FullCostRecord(
+            s_per_token=cost.s_per_token, j_per_token=cost.j_per_token, measured_by=measured_by
+        )
+        self._reporter.post(
+            lambda session, _now: service.set_full_cost(session, job_id, fence, full)
+        )
 
     def _validated(self) -> None:
         claim = self._claim
@@ -325,7 +348,7 @@ class Training:
                 prepared,
                 rho=(lambda _step: rho) if pilot is None else pilot.rho,
                 checkpoints=scratch / "checkpoints",
-                hooks=[*hooks, uploads] if pilot is None else [*hooks, uploads, pilot],
+                hooks=[uploads, *hooks],
                 control=self._steering if pilot is None else pilot.order,
                 selections=frozenset() if pilot is None else pilot.selections,
             )

@@ -20,7 +20,7 @@ from api.deps import (
     SettingsDep,
     Transaction,
 )
-from api.emissions import report_of
+from api.emissions import story_of
 from api.green import green_out, green_summary
 from api.idempotency import BodyDigest, IdempotencyDep
 from api.planning import check_wishes
@@ -166,12 +166,8 @@ def check_job_id(job_id: str) -> None:
 
 def _full(session: Session, record: JobRecord, held: Services) -> JobOut:
     """The whole object: with energy, emissions and attempts."""
-    attempts = store.list_attempts(session, record.id)
-    energy = store.list_energy_merged(session, record.id)
-    report = report_of(
-        record, attempts, energy, signal=held.signal, pue=held.settings.pue, now=held.clock()
-    )
-    return job_out(record, green_out(record, attempts, report))
+    story = story_of(session, record, held, are_merged=True)
+    return job_out(record, green_out(record, story.attempts, story.report))
 
 
 def _check_references(spec: JobSpec) -> None:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.orm import Session
 
 from api.accept import preferred
-from api.deps import JobsCaller, Now, Reader, Services, ServicesDep, SettingsDep
-from api.emissions import (
-    attempt_of,
-    overheads_out,
-    report_of,
-    samples_out,
-)
+from api.deps import JobsCaller, Now, Reader, ServicesDep, SettingsDep
+from api.emissions import Story, story_of
 from api.fleet import GroupBy, fleet_document
 from api.routes.jobs import check_job_id
-from core.carbon.account import EmissionsReport, Overhead
-from core.carbon.coverage import uncovered
-from core.carbon.history import SELECTION, rho_history, selections
+from core.carbon.account import EmissionsReport
+from core.carbon.history import SELECTION, rho_history
 from core.carbon.page import to_html
 from core.carbon.report import to_csv, to_dict
 from core.carbon.signal import Intensity, IntensitySignal
 from core.errors import InvalidInput, SignalUnavailable
 from core.jobs import store
-from core.jobs.records import EnergyRecord, EventRecord, JobRecord
 
 router = APIRouter(prefix="/v1", tags=["carbon"])
 
@@ -52,24 +44,12 @@ _PAGE_POLICY = (
 _DEFAULT_SPAN = timedelta(days=30)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Story:
-    """Everything that the report of one job is made of, read in one transaction."""
-
-    record: JobRecord
-    rows: tuple[EnergyRecord, ...]
-    remarks: tuple[EventRecord, ...]
-    overheads: list[Overhead]
-    report: EmissionsReport
-
-
 @router.get("/fine_tuning/jobs/{job_id}/emissions", response_class=Response, responses=_ANSWERS)
 def emissions(
     job_id: str,
     caller: JobsCaller,
     session: Reader,
     held: ServicesDep,
-    now: Now,
     form: Annotated[
         Form | None, Query(alias="format", description="Goes before the header Accept.")
     ] = None,
@@ -81,44 +61,25 @@ def emissions(
 ) -> Response:
     """What the job has spent and emitted so far, over all its attempts, failed ones included."""
     check_job_id(job_id)
-    story = _story(session, store.get_job(session, caller.tenant, job_id), held, now)
+    story = story_of(session, store.get_job(session, caller.tenant, job_id), held)
     match form or _MEDIA[preferred(accept, list(_MEDIA))]:
         case "csv":
             return _csv(story)
         case "html":
-            return _html(story, held.signal)
+            history = rho_history(store.list_remarks(session, job_id, SELECTION))
+            return _html(story, held.signal, history)
         case "json":
             return _json(story, with_samples=include == "samples")
 
 
-def _story(session: Session, record: JobRecord, held: Services, now: datetime) -> _Story:
-    attempts = store.list_attempts(session, record.id)
-    rows = store.list_energy(session, record.id)
-    remarks = store.list_remarks(session, record.id, SELECTION)
-    overheads = selections(remarks)
-    report = report_of(
-        record,
-        attempts,
-        rows,
-        signal=held.signal,
-        pue=held.settings.pue,
-        now=now,
-        overheads=overheads,
-        gaps=uncovered(rows, [attempt_of(attempt) for attempt in attempts]),
-        embodied_g_per_hour=held.settings.embodied_g_per_hour,
-    )
-    return _Story(record=record, rows=rows, remarks=remarks, overheads=overheads, report=report)
-
-
-def _json(story: _Story, *, with_samples: bool) -> Response:
+def _json(story: Story, *, with_samples: bool) -> Response:
     body = to_dict(story.report)
     if with_samples:
-        body["samples"] = samples_out(story.rows)
-        body["overhead_times"] = overheads_out(story.overheads)
+        body["evidence"] = story.evidence.to_dict()
     return JSONResponse(body, headers={"vary": "accept"})
 
 
-def _csv(story: _Story) -> Response:
+def _csv(story: Story) -> Response:
     return Response(
         to_csv(story.report),
         media_type="text/csv; charset=utf-8",
@@ -126,11 +87,13 @@ def _csv(story: _Story) -> Response:
     )
 
 
-def _html(story: _Story, signal: IntensitySignal) -> Response:
+def _html(
+    story: Story, signal: IntensitySignal, history: Sequence[tuple[datetime, float]]
+) -> Response:
     page = to_html(
         story.report,
         grid=_grid(story.report, signal),
-        rho_history=rho_history(story.remarks),
+        rho_history=history,
         budget_g=story.record.spec.green.carbon_budget_g,
     )
     headers = _headers(f'inline; filename="emissions-{story.record.id}.html"')

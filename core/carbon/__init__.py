@@ -10,6 +10,8 @@
     planner     which hours, which rho (pure) offers      ways out of what cannot be met
     estimate    options before submission     simulate    a year of jobs on recorded hours
     sources, tracker, meter    joules of this machine, measured where the hardware allows it
-    energy, account    joules x intensity -> report (pure)
-    report, page       JSON, CSV, HTML        verify      recomputes them from raw samples
+    energy, account, baseline, coverage    joules x intensity: sums, savings, gaps (pure)
+    compose     rows and job facts -> report, the one place
+    report, page       JSON, CSV, HTML
+    evidence, verify   the raw rows, and every figure recomputed from them
 """

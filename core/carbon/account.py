@@ -1,17 +1,9 @@
-"""Joules times intensity: the emissions report of a job, and the baseline it is held against.
+"""Joules times intensity: the sums of a job's emissions report.
 
 Conventions. Rows carry computing energy; the building's share is added once, by PUE (total energy
 over computing energy, ISO/IEC 30134-2), to every gram and to the total, never to the rows.
 Average and marginal intensities are summed apart. Energy without a usable intensity counts as
 energy and is reported as such; it is never counted as 0 g.
-
-Savings split, exact by construction (E energy, CI energy-weighted mean intensity, PUE on all):
-
-    baseline - actual = (E_full - E_model) CI_submission      less work: rho
-                      + (E_model - E_actual) CI_submission    fewer joules per FLOP than calibrated
-                      + E_actual (CI_submission - CI_actual)  greener hours: shifting
-
-with E_model = E_full x spent FLOPs / full FLOPs.
 """
 
 from __future__ import annotations
@@ -20,9 +12,11 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Protocol
 
-from core.carbon.energy import MeteredRow, MeterGap, cut_at_slots
-from core.carbon.intensity import Intensity
+from core.carbon.baseline import Baseline, Savings, savings
+from core.carbon.energy import MeteredRow, MeterGap
+from core.carbon.intensity import STAND_IN
 from core.units import emissions_g, joules_to_kwh
 
 #: nvidia-smi's power error, +-5 % (arXiv 2312.02741); RAPL is no worse
@@ -31,20 +25,54 @@ MEASURED_ERROR = 0.05
 ESTIMATED_FACTOR = 2.0
 
 
+class AttemptRow(Protocol):
+    """One run of the job on one worker, however it ended (`core.jobs` stores the like)."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def worker(self) -> str: ...
+    @property
+    def started_at(self) -> datetime: ...
+    @property
+    def ended_at(self) -> datetime | None: ...
+    @property
+    def outcome(self) -> str | None: ...
+    @property
+    def attribution(self) -> str | None:
+        """Whose energy its samples are (`core.carbon.energy`); None: not recorded."""
+        ...
+
+
+class OverheadRow(Protocol):
+    """A time that went into something other than training steps (`core.jobs` stores the like)."""
+
+    @property
+    def kind(self) -> str:
+        """Such as "selection"."""
+        ...
+
+    @property
+    def started_at(self) -> datetime: ...
+    @property
+    def ended_at(self) -> datetime: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One run of the job on one worker, however it ended."""
+    """An `AttemptRow` of our own."""
 
     number: int
     worker: str
     started_at: datetime
     ended_at: datetime | None = None
     outcome: str | None = None
+    attribution: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
-    """A time that went into something other than training steps, such as "selection"."""
+    """An `OverheadRow` of our own."""
 
     kind: str
     started_at: datetime
@@ -65,28 +93,6 @@ class Embodied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FullEffort:
-    """Full fine-tuning of the same steps on the same machine, modelled."""
-
-    energy_j: float
-    duration_s: float
-    #: how it was modelled, for the report
-    basis: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """Full fine-tuning, started at submission; grams include PUE."""
-
-    effort: FullEffort
-    started_at: datetime
-    intensity_g_per_kwh: float
-    kind: str
-    source: str
-    emissions_g: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sum:
     """Energy (computing) and grams (PUE included) of some rows of one kind of intensity."""
 
@@ -97,28 +103,19 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Savings:
-    """Grams against the baseline and where they come from; negative: spent more."""
-
-    emissions_g: float
-    share: float
-    rho_g: float
-    shifting_g: float
-    efficiency_g: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class EmissionsReport:
     """All figures of one job; `core.carbon.report` renders it. Energy is computing energy."""
 
     job_id: str
     zone: str
     pue: float
-    attribution: str
+    #: whose energy the samples are: that of all attempts, "mixed", or None: not recorded
+    attribution: str | None
     submitted_at: datetime
     rows: tuple[MeteredRow, ...]
-    attempts: tuple[Attempt, ...]
+    attempts: tuple[AttemptRow, ...]
     gaps: tuple[MeterGap, ...]
+    #: the signal was away for so long at some time that an older value had to stand in
     stale: bool
     trained_tokens: int
     flops_share: float | None
@@ -142,64 +139,6 @@ class EmissionsReport:
     savings: Savings | None
 
 
-def full_effort(
-    *, energy_j: float, active_s: float, spent_flops: float, full_flops: float
-) -> FullEffort:
-    """Scaled from what this job used, as long as no calibration exists: energy and time are taken
-    as proportional to FLOPs.
-    """
-    ratio = full_flops / spent_flops
-    return FullEffort(
-        energy_j=energy_j * ratio,
-        duration_s=active_s * ratio,
-        basis=f"metered energy x {ratio:.4g} (FLOPs of full fine-tuning over FLOPs spent)",
-    )
-
-
-def calibrated_effort(*, joules_per_step: float, s_per_step: float, steps: int) -> FullEffort:
-    """From full steps measured on this machine at the start of the job."""
-    return FullEffort(
-        energy_j=joules_per_step * steps,
-        duration_s=s_per_step * steps,
-        basis=f"{joules_per_step:.4g} J per full step, measured on this machine, x {steps} steps",
-    )
-
-
-def baseline(
-    effort: FullEffort, *, submitted_at: datetime, slots: Sequence[Intensity], pue: float
-) -> Baseline:
-    """``effort`` spent at constant power from ``submitted_at`` on.
-
-    Args:
-        slots: from ``submitted_at`` on, one kind, at least one; where they end early (the future is
-            not known yet), the last value is held.
-    """
-    end = submitted_at + timedelta(seconds=effort.duration_s)
-    covered = [p for p in cut_at_slots(submitted_at, end, slots) if p[2] is not None]
-    covered_s = math.fsum((until - begin).total_seconds() for begin, until, _ in covered)
-    weighted = math.fsum(
-        (until - begin).total_seconds() * slot.value_g_per_kwh
-        for begin, until, slot in covered
-        if slot is not None
-    )
-    last = slots[-1]
-    left_s = max(effort.duration_s - covered_s, 0.0)
-    seconds = covered_s + left_s
-    mean = (
-        (weighted + left_s * last.value_g_per_kwh) / seconds
-        if seconds > 0
-        else last.value_g_per_kwh
-    )
-    return Baseline(
-        effort=effort,
-        started_at=submitted_at,
-        intensity_g_per_kwh=mean,
-        kind=last.kind,
-        source=last.source,
-        emissions_g=emissions_g(effort.energy_j * pue, mean),
-    )
-
-
 def report_emissions(
     *,
     job_id: str,
@@ -207,15 +146,13 @@ def report_emissions(
     rows: Iterable[MeteredRow],
     submitted_at: datetime,
     pue: float = 1.0,
-    attribution: str = "machine",
-    attempts: Sequence[Attempt] = (),
-    overheads: Sequence[Overhead] = (),
+    attempts: Sequence[AttemptRow] = (),
+    overheads: Sequence[OverheadRow] = (),
     gaps: Sequence[MeterGap] = (),
     against: Baseline | None = None,
     flops_share: float | None = None,
     trained_tokens: int = 0,
     embodied: Embodied | None = None,
-    stale: bool = False,
 ) -> EmissionsReport:
     """Everything the report says, over all attempts.
 
@@ -224,7 +161,6 @@ def report_emissions(
         pue: 1 or more.
         against: baseline of the same PUE; savings need it to be of the leading kind.
         flops_share: spent over full FLOPs, for the split of the savings.
-        stale: the signal was older than its provider promises at some time.
     """
     ordered = tuple(sorted(rows, key=lambda r: (r.started_at, r.attempt, r.device)))
     kind = _leading_kind(ordered)
@@ -238,12 +174,12 @@ def report_emissions(
         job_id=job_id,
         zone=zone,
         pue=pue,
-        attribution=attribution,
+        attribution=_attribution(attempts),
         submitted_at=submitted_at,
         rows=ordered,
         attempts=tuple(attempts),
         gaps=tuple(gaps),
-        stale=stale,
+        stale=any(STAND_IN in (r.intensity_source or "") for r in ordered),
         trained_tokens=trained_tokens,
         flops_share=flops_share,
         embodied=embodied,
@@ -259,8 +195,20 @@ def report_emissions(
         emissions_high_g=high_g,
         mean_intensity_g_per_kwh=mean,
         baseline=against,
-        savings=_savings(total, mean, against, kind, flops_share),
+        savings=None
+        if against is None or mean is None or against.kind != kind
+        else savings(
+            against,
+            energy_j=total.energy_j,
+            spent_g=total.emissions_g,
+            flops_share=flops_share,
+        ),
     )
+
+
+def _attribution(attempts: Sequence[AttemptRow]) -> str | None:
+    found = {a.attribution for a in attempts}
+    return "mixed" if len(found) > 1 else next(iter(found), None)
 
 
 def _leading_kind(rows: Sequence[MeteredRow]) -> str | None:
@@ -307,7 +255,7 @@ def _other_kinds(rows: Sequence[MeteredRow], kind: str | None, pue: float) -> tu
 
 
 def _overheads(
-    rows: Sequence[MeteredRow], overheads: Sequence[Overhead], kind: str | None, pue: float
+    rows: Sequence[MeteredRow], overheads: Sequence[OverheadRow], kind: str | None, pue: float
 ) -> tuple[Sum, ...]:
     """Energy of the rows in proportion to the time they share with each kind of overhead."""
     shares: dict[str, list[tuple[float, float]]] = {o.kind: [] for o in overheads}
@@ -337,29 +285,3 @@ def _range(rows: Sequence[MeteredRow], pue: float) -> tuple[float, float]:
         low.append(grams / ESTIMATED_FACTOR if estimated else grams * (1 - MEASURED_ERROR))
         high.append(grams * ESTIMATED_FACTOR if estimated else grams * (1 + MEASURED_ERROR))
     return math.fsum(low), math.fsum(high)
-
-
-def _savings(
-    total: Sum,
-    mean_g_per_kwh: float | None,
-    against: Baseline | None,
-    kind: str | None,
-    flops_share: float | None,
-) -> Savings | None:
-    if against is None or mean_g_per_kwh is None or against.kind != kind:
-        return None
-    if against.emissions_g <= 0 or total.energy_j <= 0:
-        return None
-    g_per_joule = against.emissions_g / against.effort.energy_j
-    share = total.energy_j / against.effort.energy_j if flops_share is None else flops_share
-    model_j = against.effort.energy_j * share
-    saved_g = against.emissions_g - total.emissions_g
-    rho_g = (against.effort.energy_j - model_j) * g_per_joule
-    efficiency_g = (model_j - total.energy_j) * g_per_joule
-    return Savings(
-        emissions_g=saved_g,
-        share=saved_g / against.emissions_g,
-        rho_g=rho_g,
-        efficiency_g=efficiency_g,
-        shifting_g=saved_g - rho_g - efficiency_g,
-    )

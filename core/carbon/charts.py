@@ -255,7 +255,7 @@ def _cumulative(
             {
                 "x": [stamp(against.started_at), stamp(end)],
                 "y": _rounded([0.0, against.emissions_g]),
-                "name": "full fine-tuning at submission (g, modelled)",
+                "name": f"full fine-tuning at submission (g, {against.effort.basis})",
                 "mode": "lines",
                 "line": {"dash": "dash", "color": "#5f6b64"},
                 "hovertemplate": "%{y:.4s}g",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from core.carbon.account import Attempt
+from core.carbon.account import AttemptRow
 from core.carbon.energy import Device, MeteredRow, MeterGap
 
 #: shorter holes are the meter's own starting, reading and stopping
@@ -13,7 +13,7 @@ _NOTICEABLE = timedelta(seconds=1)
 _DEVICES: tuple[Device, ...] = ("cpu", "gpu", "ram")
 
 
-def uncovered(rows: Sequence[MeteredRow], attempts: Sequence[Attempt]) -> tuple[MeterGap, ...]:
+def uncovered(rows: Sequence[MeteredRow], attempts: Sequence[AttemptRow]) -> tuple[MeterGap, ...]:
     """Holes of a second and more, oldest first, devices with the same hole together.
 
     A device counts in every attempt if any attempt has metered it: a host where it could not be
@@ -37,7 +37,7 @@ def uncovered(rows: Sequence[MeteredRow], attempts: Sequence[Attempt]) -> tuple[
 
 
 def _holes(
-    rows: Iterable[MeteredRow], attempt: Attempt
+    rows: Iterable[MeteredRow], attempt: AttemptRow
 ) -> Iterable[tuple[datetime, datetime, str]]:
     at, reason = attempt.started_at, "before the first sample"
     for row in sorted(rows, key=lambda r: r.started_at):

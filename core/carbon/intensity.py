@@ -19,6 +19,8 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Factor = Literal["lifecycle", "direct"]
 #: what a job without a zone is accounted at; always named as such, never guessed from the network
 WORLD = "WORLD"
+#: in the source of a value that is older than its provider promises
+STAND_IN = "last known value"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

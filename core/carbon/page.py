@@ -125,7 +125,8 @@ def _headline(body: dict[str, Any], budget_g: float | None) -> str:
         ),
     ]
     if body["savings"]:
-        saved = f"{_grams(body['savings']['co2e_g'])} against modelled full fine-tuning"
+        basis = body["baseline"]["basis"]
+        saved = f"{_grams(body['savings']['co2e_g'])} against {basis} full fine-tuning"
         tiles.append(("Saved", f"{body['savings']['share']:.0%}", saved))
     mean = body["intensity_g_per_kwh"]["mean"]
     if mean is not None:
@@ -212,9 +213,9 @@ def _facts(body: dict[str, Any]) -> str:
     lines = []
     if against:
         lines.append(
-            f"Baseline (modelled): {against['what']}: {_amount(against['energy_wh'], 'Wh')}, "
-            f"{_grams(against['co2e_g'])} at {against['intensity_g_per_kwh']:.0f} g/kWh; "
-            f"{against['basis']}."
+            f"Baseline ({against['basis']}): {against['what']}: "
+            f"{_amount(against['energy_wh'], 'Wh')}, {_grams(against['co2e_g'])} at "
+            f"{against['intensity_g_per_kwh']:.0f} g/kWh; {against['method']}."
         )
     if savings:
         split = ", ".join(f"{name} {_grams(grams)}" for name, grams in savings["split_g"].items())

@@ -23,11 +23,21 @@ _GRAMS_PER_KG = 1_000.0
 _TOKENS = 1_000
 _NOT_INCLUDED = "not known for this hardware: counted as 0"
 
-_ATTRIBUTION = {
+_ATTRIBUTION: dict[str | None, str] = {
+    None: "Not recorded for this job's attempts.",
+    "mixed": 'Attempts differ, see each of them: "machine" charges everything that CPUs and RAM '
+    'used, "process" the training\'s share; cards are charged whole.',
     "machine": "Everything the machine's CPUs and RAM used while the job ran is charged to it; "
     "cards are charged whole. Other work on the host at that time is included.",
     "process": "CPU energy is this process's share of the cores' work (idle power of the host is "
     "charged to nobody); RAM by codecarbon's model; cards are charged whole.",
+}
+
+_BASELINE_RANGE = {
+    "calibrated": "what measured steps repeat to, +-5 %; the meter's own error is not in it: it is "
+    "the same on both sides",
+    "modelled": "from nothing to everything being proportional to FLOPs; the meter's own error is "
+    "not in it: it is the same on both sides",
 }
 
 #: columns of codecarbon 3.3's emissions.csv, in its order
@@ -85,7 +95,7 @@ def to_dict(report: EmissionsReport) -> dict[str, Any]:
         "pue": report.pue,
         "attribution": {
             "scope": report.attribution,
-            "note": _ATTRIBUTION.get(report.attribution, ""),
+            "note": _ATTRIBUTION[report.attribution],
         },
         "energy_wh": _energy(report),
         "measured": {s.name: "+".join(s.methods) for s in report.by_device},
@@ -152,7 +162,7 @@ def _csv_row(
         "emissions": kg,
         "emissions_rate": kg / duration_s if duration_s > 0 else 0.0,
         "region": report.zone,
-        "tracking_mode": report.attribution,
+        "tracking_mode": report.attribution or "",
         "on_cloud": "N",
         "pue": report.pue,
         "wue": 0,
@@ -265,6 +275,7 @@ def _attempts(report: EmissionsReport) -> list[dict[str, Any]]:
                 "started_at": stamp(attempt.started_at) if attempt else None,
                 "ended_at": stamp(attempt.ended_at) if attempt and attempt.ended_at else None,
                 "reason": attempt.outcome if attempt else None,
+                "attribution": attempt.attribution if attempt else None,
                 "energy_wh": _round(joules_to_wh(part.energy_j)),
                 "co2e_g": _round(part.emissions_g),
             }
@@ -291,15 +302,22 @@ def _baseline(report: EmissionsReport) -> dict[str, Any] | None:
     against = report.baseline
     if against is None:
         return None
+    effort = against.effort
     return {
-        "kind": "modelled",
+        "basis": effort.basis,
         "what": "full fine-tuning of the same steps, started at submission",
-        "basis": against.effort.basis,
-        "energy_wh": _round(joules_to_wh(against.effort.energy_j * report.pue)),
-        "duration_s": _round(against.effort.duration_s),
+        "method": effort.method,
+        "energy_wh": _round(joules_to_wh(effort.energy_j * report.pue)),
+        "duration_s": _round(effort.duration_s),
         "intensity_g_per_kwh": _round(against.intensity_g_per_kwh),
+        "kind": against.kind,
         "source": against.source,
         "co2e_g": _round(against.emissions_g),
+        "co2e_g_range": {
+            "low": _round(against.low_g),
+            "high": _round(against.high_g),
+            "note": _BASELINE_RANGE[effort.basis],
+        },
     }
 
 
@@ -310,6 +328,7 @@ def _savings(report: EmissionsReport) -> dict[str, Any] | None:
     return {
         "co2e_g": _round(savings.emissions_g),
         "share": _round(savings.share),
+        "share_range": {"low": _round(savings.share_low), "high": _round(savings.share_high)},
         "split_g": {
             "rho": _round(savings.rho_g),
             "shifting": _round(savings.shifting_g),

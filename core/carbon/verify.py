@@ -1,9 +1,9 @@
-"""Checks a rendered report against the raw samples, in exact arithmetic and by other code.
+"""Checks a rendered report against the raw rows, in exact arithmetic and by other code.
 
-Nothing of `core.carbon.account` is used: sums are taken over fractions, so that a figure that
-agrees, agrees to the last digit shown. What no sample can bear out (the baseline's energy, a model;
-its intensity; the number of tokens; the embodied grams) is taken as stated, and what follows from
-it is recomputed.
+Nothing of `core.carbon.account`, `baseline` or `compose` is used: sums are taken over fractions, so
+that a figure that agrees, agrees to the last digit shown. Taken as stored: the samples, the grid's
+values, tokens and FLOPs, what full fine-tuning was measured to take, the hardware's own grams per
+hour, and PUE.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
+from core.carbon.account import OverheadRow
 from core.carbon.energy import MeteredRow
+from core.carbon.evidence import Evidence
 
 #: half a unit of the sixth digit shown
 _HALF_DIGIT = Fraction(1, 2 * 10**6)
@@ -24,33 +26,22 @@ _HAIR = Fraction(1, 10**8)
 _J_PER_WH = 3600
 _J_PER_KWH = 3_600_000
 _WH_PER_KWH = 1000
+_S_PER_HOUR = 3600
+_MICROS_PER_S = 10**6
+#: the range of a measured baseline
+_CALIBRATION = (Fraction(95, 100), Fraction(105, 100))
 #: the ranges that the report states: +-5 % measured, a factor of two estimated
 _LOW = {True: Fraction(95, 100), False: Fraction(1, 2)}
 _HIGH = {True: Fraction(105, 100), False: Fraction(2)}
 
 
-class Span(Protocol):
-    """A time that went into something other than training steps."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def started_at(self) -> datetime: ...
-    @property
-    def ended_at(self) -> datetime: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One figure of the report as stated and as the raw rows have it.
-
-    ``slack``: what the rounding of other figures, which this one follows from, can amount to.
-    """
+    """One figure of the report as stated and as the raw rows have it."""
 
     figure: str
     stated: float | None
     exact: Fraction
-    slack: Fraction = Fraction(0)
 
     @property
     def recomputed(self) -> float:
@@ -60,35 +51,31 @@ class Check:
     def agrees(self) -> bool:
         if self.stated is None:
             return False
-        error = _HALF_DIGIT + _HAIR + abs(self.exact) * Fraction(1, 10**12) + self.slack
+        error = _HALF_DIGIT + _HAIR + abs(self.exact) * Fraction(1, 10**12)
         return abs(Fraction(self.stated) - self.exact) <= error
 
 
-def verify(
-    report: dict[str, Any], rows: Sequence[MeteredRow], overheads: Sequence[Span] = ()
-) -> tuple[Check, ...]:
-    """Recompute every figure of ``report`` from ``rows``.
-
-    Args:
-        report: as `core.carbon.report.to_dict` gave it.
-        rows: every stored sample of the job, all attempts.
-        overheads: the times that its ``overheads`` were taken from.
+def verify(report: dict[str, Any], evidence: Evidence) -> tuple[Check, ...]:
+    """Recompute every figure of ``report``, as `core.carbon.report.to_dict` gave it.
 
     Returns:
         All figures; the report holds if every one agrees.
     """
+    rows = evidence.samples
     kind, pue = report["intensity_g_per_kwh"]["kind"], Fraction(report["pue"])
+    full = _full(report, evidence)
     return (
         *_energy(report, rows, pue),
         *_emissions(report, rows, kind, pue),
         *_parts(report, "devices", "name", rows, lambda r: r.device),
         *_parts(report, "attempts", "n", rows, lambda r: r.attempt),
-        *_overheads(report, rows, overheads),
+        *_overheads(report, rows, evidence.overheads),
         *_other_kinds(report, rows, kind, pue),
         *_intervals(report, rows, pue),
-        *_baseline(report),
-        *_savings(report, rows, kind, pue),
-        *_sci(report, rows, kind, pue),
+        *_work(report, evidence),
+        *([] if full is None else _baseline(report, full)),
+        *([] if full is None else _savings(report, evidence, full)),
+        *_sci(report, evidence, kind, pue),
     )
 
 
@@ -160,7 +147,7 @@ def _parts(
 
 
 def _overheads(
-    report: dict[str, Any], rows: Sequence[MeteredRow], spans: Sequence[Span]
+    report: dict[str, Any], rows: Sequence[MeteredRow], spans: Sequence[OverheadRow]
 ) -> Iterator[Check]:
     """By the share of each row's time that each span takes of it."""
     pue, kind = Fraction(report["pue"]), report["intensity_g_per_kwh"]["kind"]
@@ -222,65 +209,130 @@ def _intervals(
             yield Check(figure=f"{name}.co2e_g", stated=line["co2e_g"], exact=grams)
 
 
-def _baseline(report: dict[str, Any]) -> Iterator[Check]:
-    """Its grams follow from its energy and intensity, which are modelled and taken as stated."""
+def _work(report: dict[str, Any], evidence: Evidence) -> Iterator[Check]:
+    tokens = Fraction(evidence.trained_tokens)
+    yield Check(figure="trained_tokens", stated=report["trained_tokens"], exact=tokens)
+    if evidence.spent_flops > 0 and evidence.full_flops > 0:
+        share = Fraction(evidence.spent_flops) / Fraction(evidence.full_flops)
+        yield Check(figure="flops_share", stated=report["flops_share"], exact=share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Full:
+    """Full fine-tuning from submission on; energy with PUE."""
+
+    wh: Fraction
+    duration_s: Fraction
+    intensity: Fraction
+    #: grams at the least, as stated, and at the most
+    grams: tuple[Fraction, Fraction, Fraction]
+
+
+def _full(report: dict[str, Any], evidence: Evidence) -> _Full | None:
+    """None where the report has no baseline."""
+    if report["baseline"] is None:
+        return None
+    rows, tokens = evidence.samples, evidence.trained_tokens
+    if evidence.full_j_per_token is not None and evidence.full_s_per_token is not None and tokens:
+        wh = Fraction(evidence.full_j_per_token) * tokens / _J_PER_WH
+        duration_s = Fraction(evidence.full_s_per_token) * tokens
+        factors = _CALIBRATION
+    else:
+        ratio = Fraction(evidence.full_flops) / Fraction(evidence.spent_flops)
+        wh = _wh(rows) * ratio
+        duration_s = _held_s(report, rows) * ratio
+        factors = (min(Fraction(1), 1 / ratio), max(Fraction(1), 1 / ratio))
+    wh *= Fraction(report["pue"])
+    intensity = _mean_of_grid(report, evidence, duration_s)
+    grams = wh * intensity / _WH_PER_KWH
+    low, high = factors
+    return _Full(
+        wh=wh,
+        duration_s=duration_s,
+        intensity=intensity,
+        grams=(grams * low, grams, grams * high),
+    )
+
+
+def _held_s(report: dict[str, Any], rows: Sequence[MeteredRow]) -> Fraction:
+    """Each attempt from its start to its last sample; to its end where it has no sample."""
+    total = 0
+    for line in report["attempts"]:
+        if line["started_at"] is None:
+            continue
+        ends = [r.ended_at for r in rows if r.attempt == line["n"]]
+        if not ends and line["ended_at"] is not None:
+            ends = [datetime.fromisoformat(line["ended_at"])]
+        if ends:
+            total += max(_micros(max(ends) - datetime.fromisoformat(line["started_at"])), 0)
+    return Fraction(total, _MICROS_PER_S)
+
+
+def _mean_of_grid(report: dict[str, Any], evidence: Evidence, duration_s: Fraction) -> Fraction:
+    """Over the time that full fine-tuning would have run; beyond the last slot, that one's."""
+    grid = evidence.grid
+    last = Fraction(grid[-1].intensity_g_per_kwh)
+    length = round(duration_s * _MICROS_PER_S)
+    begin = datetime.fromisoformat(report["submitted_at"])
+    end = begin + timedelta(microseconds=length)
+    weighted, covered = Fraction(0), 0
+    for slot in grid:
+        both = min(slot.ended_at or end, end) - max(slot.started_at, begin)
+        if both > timedelta(0):
+            weighted += _micros(both) * Fraction(slot.intensity_g_per_kwh)
+            covered += _micros(both)
+    return (weighted + (length - covered) * last) / length if length else last
+
+
+def _baseline(report: dict[str, Any], full: _Full) -> Iterator[Check]:
     line = report["baseline"]
-    if line is None:
-        return
-    kwh, intensity = (
-        Fraction(line["energy_wh"]) / _WH_PER_KWH,
-        Fraction(line["intensity_g_per_kwh"]),
-    )
-    slack = _HALF_DIGIT * (kwh + intensity / _WH_PER_KWH)
-    yield Check(figure="baseline.co2e_g", stated=line["co2e_g"], exact=kwh * intensity, slack=slack)
+    low, grams, high = full.grams
+    figures = {"energy_wh": full.wh, "duration_s": full.duration_s}
+    figures |= {"intensity_g_per_kwh": full.intensity, "co2e_g": grams}
+    for name, exact in figures.items():
+        yield Check(figure=f"baseline.{name}", stated=line[name], exact=exact)
+    for end, exact in (("low", low), ("high", high)):
+        stated = line["co2e_g_range"][end]
+        yield Check(figure=f"baseline.co2e_g_range.{end}", stated=stated, exact=exact)
 
 
-def _savings(
-    report: dict[str, Any], rows: Sequence[MeteredRow], kind: str | None, pue: Fraction
-) -> Iterator[Check]:
-    savings, baseline = report["savings"], report["baseline"]
-    if savings is None or baseline is None:
+def _savings(report: dict[str, Any], evidence: Evidence, full: _Full) -> Iterator[Check]:
+    stated = report["savings"]
+    if stated is None:
         return
-    grams, full_g = _grams(rows, kind, pue), Fraction(baseline["co2e_g"])
-    full_wh, spent_wh = Fraction(baseline["energy_wh"]), _wh(rows) * pue
-    ratio = spent_wh / full_wh
-    ratio_slack = _HALF_DIGIT * ratio / full_wh
-    saved = full_g - grams
-    split = savings["split_g"]
-    yield Check(figure="savings.co2e_g", stated=savings["co2e_g"], exact=saved, slack=_HALF_DIGIT)
-    yield Check(
-        figure="savings.share",
-        stated=savings["share"],
-        exact=saved / full_g,
-        slack=_HALF_DIGIT * grams / full_g**2,
-    )
-    stated_share = report["flops_share"]
-    share = ratio if stated_share is None else Fraction(stated_share)
-    share_slack = _HALF_DIGIT * (1 + full_g) + ratio_slack * full_g
-    parts = {"rho": full_g * (1 - share), "efficiency": full_g * (share - ratio)}
-    for name, exact in parts.items():
-        figure = f"savings.split_g.{name}"
-        yield Check(figure=figure, stated=split[name], exact=exact, slack=share_slack)
-    yield Check(
-        figure="savings.split_g.shifting",
-        stated=split["shifting"],
-        exact=saved - Fraction(split["rho"]) - Fraction(split["efficiency"]),
-        slack=3 * _HALF_DIGIT,
-    )
+    rows, pue = evidence.samples, Fraction(report["pue"])
+    spent_g = _grams(rows, report["intensity_g_per_kwh"]["kind"], pue)
+    low, full_g, high = full.grams
+    saved = full_g - spent_g
+    used = _wh(rows) * pue / full.wh
+    share = used
+    if evidence.spent_flops > 0 and evidence.full_flops > 0:
+        share = Fraction(evidence.spent_flops) / Fraction(evidence.full_flops)
+    rho, efficiency = full_g * (1 - share), full_g * (share - used)
+    figures = {
+        "co2e_g": (stated["co2e_g"], saved),
+        "share": (stated["share"], saved / full_g),
+        "share_range.low": (stated["share_range"]["low"], 1 - spent_g / low),
+        "share_range.high": (stated["share_range"]["high"], 1 - spent_g / high),
+        "split_g.rho": (stated["split_g"]["rho"], rho),
+        "split_g.efficiency": (stated["split_g"]["efficiency"], efficiency),
+        "split_g.shifting": (stated["split_g"]["shifting"], saved - rho - efficiency),
+    }
+    for name, (told, exact) in figures.items():
+        yield Check(figure=f"savings.{name}", stated=told, exact=exact)
 
 
 def _sci(
-    report: dict[str, Any], rows: Sequence[MeteredRow], kind: str | None, pue: Fraction
+    report: dict[str, Any], evidence: Evidence, kind: str | None, pue: Fraction
 ) -> Iterator[Check]:
-    sci, tokens = report["sci"], report["trained_tokens"]
-    operational = _grams(rows, kind, pue)
-    grams = operational + Fraction(sci["embodied_g"])
+    sci, tokens = report["sci"], evidence.trained_tokens
+    operational = _grams(evidence.samples, kind, pue)
+    hours = _held_s(report, evidence.samples) / _S_PER_HOUR
+    embodied = Fraction(evidence.embodied_g_per_hour or 0) * hours
     yield Check(figure="sci.operational_g", stated=sci["operational_g"], exact=operational)
-    yield Check(figure="sci.g_per_model", stated=sci["g_per_model"], exact=grams, slack=_HALF_DIGIT)
+    yield Check(figure="sci.embodied_g", stated=sci["embodied_g"], exact=embodied)
+    whole = operational + embodied
+    yield Check(figure="sci.g_per_model", stated=sci["g_per_model"], exact=whole)
     if tokens:
-        yield Check(
-            figure="sci.g_per_1k_trained_tokens",
-            stated=sci["g_per_1k_trained_tokens"],
-            exact=grams * 1000 / tokens,
-            slack=_HALF_DIGIT * 1000 / tokens,
-        )
+        stated, exact = sci["g_per_1k_trained_tokens"], whole * 1000 / tokens
+        yield Check(figure="sci.g_per_1k_trained_tokens", stated=stated, exact=exact)

@@ -81,11 +81,22 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """Full fine-tuning started at submission, modelled (CARBON.md, section 5)."""
+    """Full fine-tuning started at submission, as `core.carbon.baseline` has it."""
 
+    #: of the intensity: "average" or "marginal"
     kind: str
     energy_j: float
     emissions_g: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FullCostRecord:
+    """Full fine-tuning of this job's base model on its hardware, as it was measured."""
+
+    s_per_token: float
+    j_per_token: float
+    #: this job's own steps, or an earlier job's on the same hardware
+    measured_by: Literal["job", "machine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +138,8 @@ class JobRecord:
     planned_start: datetime | None
     planned_finish: datetime | None
     baseline: Baseline | None
+    #: None: never measured
+    full_cost: FullCostRecord | None
     #: sums over the samples of all attempts; never decrease
     energy_j: float
     #: of the samples whose intensity is known
@@ -213,6 +226,19 @@ class EnergyRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OverheadRecord:
+    """A time of an attempt that went into something other than training steps.
+
+    Identified by (attempt, kind, started_at).
+    """
+
+    #: such as "selection" or "checkpoint"
+    kind: str
+    started_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpentRecord:
     """Energy of one job, added up per zone, method and kind of intensity."""
 
@@ -247,6 +273,8 @@ class AttemptRecord:
     ended_at: datetime | None
     outcome: Outcome | None
     from_step: int
+    #: whose energy its samples are: "machine" or "process"; None: not recorded
+    attribution: str | None
     energy_j: float
     emissions_g: float
 

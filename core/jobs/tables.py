@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from core.jobs.columns import AsJson, FreeText, UtcDateTime, flat_record
 from core.jobs.lifecycle import Status
-from core.jobs.records import Baseline, Hyperparameters, JobError, Progress
+from core.jobs.records import Baseline, FullCostRecord, Hyperparameters, JobError, Progress
 from core.spec import JobSpec
 
 _ID = String(40)
@@ -141,6 +141,7 @@ class Job(Base):
     planned_start: Mapped[datetime | None]
     planned_finish: Mapped[datetime | None]
     baseline: Mapped[Baseline | None] = mapped_column(flat_record(Baseline))
+    full_cost: Mapped[FullCostRecord | None] = mapped_column(flat_record(FullCostRecord))
     energy_j: Mapped[float] = mapped_column(default=0.0)
     emissions_g: Mapped[float] = mapped_column(default=0.0)
     #: the last event's ``seq``
@@ -159,6 +160,7 @@ class Attempt(Base):
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(_WORD)
     from_step: Mapped[int]
+    attribution: Mapped[str | None] = mapped_column(_WORD)
     energy_j: Mapped[float] = mapped_column(default=0.0)
     emissions_g: Mapped[float] = mapped_column(default=0.0)
 
@@ -213,6 +215,18 @@ class EnergySample(Base):
     intensity_source: Mapped[str | None] = mapped_column(_NAME)
     intensity_is_estimated: Mapped[bool | None]
     zone: Mapped[str | None] = mapped_column(_WORD)
+
+
+class Overhead(Base):
+    """Append-only, as `EnergySample`."""
+
+    __tablename__ = "overheads"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(_WORD, primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(primary_key=True)
+    ended_at: Mapped[datetime]
 
 
 class Model(Base):

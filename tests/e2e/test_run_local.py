@@ -73,6 +73,16 @@ def test_a_job_leaves_model_metrics_and_report(straight):
     assert report["energy_wh"]["total"] > 0
     assert report["co2e_g"] > 0
     assert report["baseline"]["energy_wh"] > report["energy_wh"]["total"]
+    assert report["baseline"]["basis"] == "modelled"
+    assert report["attribution"]["scope"] == "machine"
+    overheads = {line["name"]: line["energy_wh"] for line in report["overheads"]}
+    assert overheads.keys() == {
+        *("preparation", "selection", "validation", "checkpoint", "delivery"),
+    }
+    assert 0 < sum(overheads.values()) < report["energy_wh"]["total"]
+    assert report["sci"]["g_per_1k_trained_tokens"] > 0
+    kept = (straight / "overheads.jsonl").read_text().splitlines()
+    assert len(kept) > len(overheads)
     rows = _trained(straight)
     assert [int(step) for step, *_ in rows] == list(range(121))
     assert float(rows[-1][1]) < float(rows[1][1])
@@ -99,6 +109,13 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(job, straight, number,
     assert _trained(out) == _trained(straight)
     energy = (out / "energy.jsonl").read_text().splitlines()
     assert {json.loads(line)["attempt"] for line in energy} == {1, 2}
+    report = json.loads((out / "emissions.json").read_text())
+    # a killed attempt cannot say when or how it ended
+    outcomes = [None if number is signal.SIGKILL else "paused", "succeeded"]
+    assert [attempt["reason"] for attempt in report["attempts"]] == outcomes
+    assert sum(attempt["energy_wh"] for attempt in report["attempts"]) == pytest.approx(
+        report["energy_wh"]["total"] - report["energy_wh"]["pue"], abs=1e-5
+    )
 
 
 @pytest.mark.parametrize(

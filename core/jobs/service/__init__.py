@@ -5,7 +5,7 @@
 ``models``       fine-tuned models
 ``idempotency``  one effect for a request that is sent twice
 ``work``         what the owner of a job does: claim, heartbeat, report
-``evidence``     the owner's energy samples and checkpoints
+``evidence``     the owner's energy samples, overheads and checkpoints
 ``endings``      how the owner lets go: succeed, fail, cancelled, paused, hold, release
 ``sweeper``      settles the jobs whose owner is gone
 
@@ -23,7 +23,12 @@ from core.jobs.service.endings import (
     release,
     succeed,
 )
-from core.jobs.service.evidence import record_checkpoint, record_energy
+from core.jobs.service.evidence import (
+    record_attribution,
+    record_checkpoint,
+    record_energy,
+    record_overhead,
+)
 from core.jobs.service.files import create_file, delete_file
 from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
 from core.jobs.service.models import delete_model
@@ -36,6 +41,7 @@ from core.jobs.service.work import (
     record_plan,
     record_progress,
     set_baseline,
+    set_full_cost,
     started,
     validated,
 )
@@ -57,13 +63,16 @@ __all__ = [
     "pause",
     "pause_for_budget",
     "paused",
+    "record_attribution",
     "record_checkpoint",
     "record_energy",
+    "record_overhead",
     "record_plan",
     "record_progress",
     "release",
     "resume",
     "set_baseline",
+    "set_full_cost",
     "started",
     "submit",
     "succeed",

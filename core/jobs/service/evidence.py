@@ -1,4 +1,4 @@
-"""What a running attempt leaves behind for good: energy samples and checkpoints."""
+"""What a running attempt leaves behind for good: energy samples, overheads and checkpoints."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 from core.errors import InvalidInput
 from core.jobs import ids
 from core.jobs.lifecycle import CHECKPOINT_MESSAGE, Status
-from core.jobs.records import CheckpointRecord, EnergyRecord, NewCheckpoint
+from core.jobs.records import CheckpointRecord, EnergyRecord, NewCheckpoint, OverheadRecord
 from core.jobs.store.jobs import last_checkpoint
 from core.jobs.store.rows import FRESH, insert_on_conflict, job_record, record
 from core.jobs.store.transitions import NewEvent, lock_owned, refusal, write_owned
-from core.jobs.tables import Attempt, Checkpoint, EnergySample, Job
+from core.jobs.tables import Attempt, Checkpoint, EnergySample, Job, Overhead
 from core.units import emissions_g
 
 #: SQLite takes 32,766 values in one statement; a sample has 12
@@ -53,6 +53,29 @@ def record_energy(
         update(Attempt)
         .where(Attempt.job_id == job_id, Attempt.number == fence)
         .values(energy_j=Attempt.energy_j + added_j, emissions_g=Attempt.emissions_g + added_g),
+        execution_options=FRESH,
+    )
+
+
+def record_attribution(session: Session, job_id: str, fence: int, attribution: str) -> None:
+    """Whose energy the attempt's samples are: the whole machine's or the training process's."""
+    lock_owned(session, job_id, fence)
+    session.execute(
+        update(Attempt)
+        .where(Attempt.job_id == job_id, Attempt.number == fence)
+        .values(attribution=attribution),
+        execution_options=FRESH,
+    )
+
+
+def record_overhead(session: Session, job_id: str, fence: int, overhead: OverheadRecord) -> None:
+    """Add a time that did not go into training steps; one already stored changes nothing."""
+    lock_owned(session, job_id, fence)
+    values = {f.name: getattr(overhead, f.name) for f in fields(OverheadRecord)}
+    session.execute(
+        insert_on_conflict(session, Overhead)
+        .values(job_id=job_id, attempt=fence, **values)
+        .on_conflict_do_nothing(),
         execution_options=FRESH,
     )
 

@@ -24,6 +24,7 @@ from core.jobs.lifecycle import (
 from core.jobs.records import (
     Baseline,
     Claim,
+    FullCostRecord,
     Hyperparameters,
     JobRecord,
     Orders,
@@ -166,8 +167,13 @@ def record_progress(
 
 
 def set_baseline(session: Session, job_id: str, fence: int, baseline: Baseline) -> None:
-    """Replace the modelled cost of full fine-tuning."""
+    """Replace what full fine-tuning would have come to."""
     write_owned(session, job_id, fence, values={"baseline": baseline})
+
+
+def set_full_cost(session: Session, job_id: str, fence: int, cost: FullCostRecord) -> None:
+    """Replace what full fine-tuning was measured to take."""
+    write_owned(session, job_id, fence, values={"full_cost": cost})
 
 
 def record_plan(

@@ -11,6 +11,7 @@ from core.jobs.store.jobs import (
     list_energy_merged,
     list_events,
     list_jobs,
+    list_overheads,
     list_remarks,
 )
 from core.jobs.store.models import (
@@ -41,6 +42,7 @@ __all__ = [
     "list_jobs",
     "list_jobs_at_work",
     "list_models",
+    "list_overheads",
     "list_remarks",
     "list_spent",
     "live_workers",

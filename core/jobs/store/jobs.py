@@ -15,6 +15,7 @@ from core.jobs.records import (
     EnergyRecord,
     EventRecord,
     JobRecord,
+    OverheadRecord,
     Page,
 )
 from core.jobs.store.rows import (
@@ -25,7 +26,7 @@ from core.jobs.store.rows import (
     record,
     unknown_cursor,
 )
-from core.jobs.tables import Attempt, Checkpoint, EnergySample, Event, Job
+from core.jobs.tables import Attempt, Checkpoint, EnergySample, Event, Job, Overhead
 
 
 def get_job(session: Session, tenant: str, job_id: str) -> JobRecord:
@@ -197,6 +198,17 @@ def list_attempts(session: Session, job_id: str) -> tuple[AttemptRecord, ...]:
     statement = select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.number)
     rows = session.scalars(statement, execution_options=FRESH)
     return tuple(record(AttemptRecord, row) for row in rows)
+
+
+def list_overheads(session: Session, job_id: str) -> tuple[OverheadRecord, ...]:
+    """Of all attempts, by time. Ask `get_job` first: this one knows no tenants."""
+    statement = (
+        select(Overhead)
+        .where(Overhead.job_id == job_id)
+        .order_by(Overhead.started_at, Overhead.attempt, Overhead.kind)
+    )
+    rows = session.scalars(statement, execution_options=FRESH)
+    return tuple(record(OverheadRecord, row) for row in rows)
 
 
 def list_energy(session: Session, job_id: str) -> tuple[EnergyRecord, ...]:

@@ -10,7 +10,7 @@ import openai
 from core.jobs import records, service
 from core.jobs.database import Database
 from core.jobs.lifecycle import Release
-from core.jobs.records import EnergyRecord, Hyperparameters, Progress
+from core.jobs.records import EnergyRecord, Hyperparameters, OverheadRecord, Progress
 
 STEP = timedelta(seconds=5)
 
@@ -76,6 +76,13 @@ class Farm:
                 data={"kind": "selection", "rho": 0.5, "duration_s": 4.0},
                 now=start + STEP,
             )
+            selection = OverheadRecord(
+                kind="selection",
+                started_at=start + STEP - timedelta(seconds=4),
+                ended_at=start + STEP,
+            )
+            service.record_overhead(session, job_id, fence, selection)
+            service.record_attribution(session, job_id, fence, "machine")
             service.record_energy(session, job_id, fence, rows)
             progress = Progress(
                 step=9,

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -17,8 +18,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event
 
-from api.emissions import overheads_in, samples_in
 from api.main import create_app
+from core.carbon.evidence import Evidence
 from core.carbon.report import CSV_COLUMNS
 from core.carbon.verify import verify
 from core.jobs.database import Database
@@ -64,19 +65,20 @@ def test_every_figure_follows_from_the_samples_that_come_along(
     later = now + timedelta(minutes=10)
     job_id = farm.job(samples(now, 12), samples(later, 7, joules=123.456))
     body = ask(emissions_path(job_id), include="samples").json()
-    rows, overheads = samples_in(body["samples"]), overheads_in(body["overhead_times"])
-    assert len(rows) == 38
-    checks = verify(body, rows, overheads)
+    evidence = Evidence.from_dict(body["evidence"])
+    assert len(evidence.samples) == 38
+    checks = verify(body, evidence)
     assert [check.figure for check in checks if not check.agrees] == []
     assert {c.figure for c in checks} >= {
         "co2e_g",
         "savings.share",
+        "baseline.co2e_g",
         "overheads.selection.energy_wh",
         "sci.g_per_1k_trained_tokens",
         "attempts.2.co2e_g",
     }
-    rows.pop()
-    assert any(not check.agrees for check in verify(body, rows, overheads))
+    fewer = replace(evidence, samples=evidence.samples[:-1])
+    assert any(not check.agrees for check in verify(body, fewer))
     # by hand: 12 x 450 J and 7 x 185.184 J, half as much again for the building
     joules = 12 * 450 + 7 * 185.184
     assert body["energy_wh"]["total"] == pytest.approx(joules * 1.5 / 3600, abs=1e-6)
@@ -89,7 +91,9 @@ def test_every_figure_follows_from_the_samples_that_come_along(
     assert body["sci"]["g_per_1k_trained_tokens"] == pytest.approx(
         body["sci"]["g_per_model"] / 64, abs=1e-6
     )
-    assert "samples" not in ask(emissions_path(job_id)).json()
+    assert body["attribution"]["scope"] == "machine"
+    assert [attempt["attribution"] for attempt in body["attempts"]] == ["machine", "machine"]
+    assert "evidence" not in ask(emissions_path(job_id)).json()
 
 
 def test_a_job_that_was_not_metered_all_the_time_says_so(
@@ -168,8 +172,8 @@ def test_reports_of_jobs_without_any_energy(farm: Farm, ask: Callable[..., Any])
     for form in ("json", "csv", "html"):
         assert ask(emissions_path(job_id), format=form).status_code == 200
     body = ask(emissions_path(job_id), include="samples").json()
-    assert (body["samples"], body["co2e_g"]) == ([], 0.0)
-    assert all(check.agrees for check in verify(body, []))
+    assert (body["evidence"]["samples"], body["co2e_g"]) == ([], 0.0)
+    assert all(check.agrees for check in verify(body, Evidence.from_dict(body["evidence"])))
     assert ask(emissions_path(job_id), format="pdf").status_code == 400
 
 

@@ -11,6 +11,7 @@ import pytest
 from core.errors import InvalidInput, LeaseLost
 from core.jobs import service, store
 from core.jobs.lifecycle import Release
+from core.jobs.records import FullCostRecord, OverheadRecord
 from core.units import JOULES_PER_KWH
 from tests.integration.jobs.engine import LEASE_S, checkpoint, sample
 from tests.integration.jobs.test_flow import job_of
@@ -37,6 +38,30 @@ def test_samples_come_back_as_they_were_written(engine):
         replace(full, attempt=1),
         replace(bare, attempt=1),
     )
+
+
+def test_overheads_attribution_and_full_cost_are_kept(engine):
+    job = engine.submit()
+    assert (job.full_cost, engine.read(store.list_overheads, job.id)) == (None, ())
+    first = engine.claim()
+    at = sample(0).started_at
+    times = [
+        OverheadRecord(kind=kind, started_at=at, ended_at=at + timedelta(seconds=length))
+        for kind, length in (("checkpoint", 1), ("selection", 2))
+    ]
+    for overhead in [*times, times[0]]:
+        engine.do(service.record_overhead, first, overhead, timeless=True)
+    engine.do(service.record_attribution, first, "process", timeless=True)
+    cost = FullCostRecord(s_per_token=0.1, j_per_token=2.5, measured_by="machine")
+    engine.do(service.set_full_cost, first, cost, timeless=True)
+    engine.do(service.release, first, reason=Release.SHUTDOWN, max_attempts=9)
+    with pytest.raises(LeaseLost):
+        engine.do(service.record_overhead, first, times[0], timeless=True)
+    engine.claim()
+    assert list(engine.read(store.list_overheads, job.id)) == times
+    attempts = engine.read(store.list_attempts, job.id)
+    assert [attempt.attribution for attempt in attempts] == ["process", None]
+    assert job_of(engine, job.id).full_cost == cost
 
 
 def test_totals_add_up_over_all_attempts_and_never_shrink(engine):

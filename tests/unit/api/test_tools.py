@@ -85,6 +85,7 @@ def test_report_shows_both_sides() -> None:
         "intensity_g_per_kwh": 80.0,
         "duration_s": 60.0,
         "basis": "modelled",
+        "method": "energy x 2",
     }
     report["savings"] = {"co2e_g": 0.08, "share": 0.5, "split_g": {"rho": 0.08}}
     report["devices"] = [{"name": "cpu", "energy_wh": 1.0, "methods": ["estimate"]}]

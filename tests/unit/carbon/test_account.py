@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 
 from core.carbon.account import (
     Attempt,
-    Embodied,
     Overhead,
-    baseline,
-    calibrated_effort,
-    full_effort,
     report_emissions,
 )
+from core.carbon.baseline import baseline, calibrated_effort, modelled_effort
+from core.carbon.compose import JobFacts, compose
 from core.carbon.coverage import uncovered
-from core.carbon.energy import EnergySample, MeteredEnergy, MeterGap, attribute
+from core.carbon.energy import EnergySample, MeteredEnergy, attribute
+from core.carbon.evidence import Evidence
 from core.carbon.intensity import Intensity
 from core.carbon.page import to_html
 from core.carbon.report import CSV_COLUMNS, intervals, to_csv, to_dict
@@ -30,6 +29,32 @@ from core.carbon.verify import verify
 T0 = datetime(2026, 5, 1, 8, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 KWH_J = 3_600_000.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Full fine-tuning as measured."""
+
+    s_per_token: float
+    j_per_token: float
+    measured_by: str = "job"
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """A signal of given slots."""
+
+    slots: list[Intensity]
+
+    def at(self, zone, moment):
+        raise NotImplementedError
+
+    forecast = at
+
+    def series(self, zone, start, end):
+        return tuple(
+            s.clipped(start, end) for s in self.slots if s.moment < end and s.until > start
+        )
 
 
 def at(hours: float) -> datetime:
@@ -141,7 +166,7 @@ def test_overhead_is_taken_by_time():
 
 
 def test_baseline_follows_the_hours_after_submission():
-    effort = full_effort(energy_j=KWH_J, active_s=3600, spent_flops=1e15, full_flops=2e15)
+    effort = modelled_effort(energy_j=KWH_J, active_s=3600, spent_flops=1e15, full_flops=2e15)
     assert (effort.energy_j, effort.duration_s) == (2 * KWH_J, 7200)
     against = baseline(effort, submitted_at=T0, slots=[slot(300, 0, 1), slot(500, 1, 2)], pue=1.5)
     assert against.intensity_g_per_kwh == pytest.approx(400)
@@ -153,7 +178,7 @@ def test_baseline_follows_the_hours_after_submission():
 
 def test_savings_by_hand():
     """Full would have been 4 kWh at 500; the job did 45 % of the energy at rho .5, at 200 g/kWh."""
-    effort = calibrated_effort(joules_per_step=4 * KWH_J / 100, s_per_step=60, steps=100)
+    effort = calibrated_effort(Cost(s_per_token=60, j_per_token=4 * KWH_J / 100), 100)
     against = baseline(effort, submitted_at=T0, slots=[slot(500, 0, 24)], pue=1.0)
     savings = report([row(8, 9, 1.8, 200)], against=against, flops_share=0.5).savings
     assert savings.emissions_g == pytest.approx(2000 - 360)
@@ -171,7 +196,7 @@ def test_savings_by_hand():
     st.floats(1, 2),
 )
 def test_the_split_adds_up(actual_kwh, full_kwh, share, then, now, pue):
-    effort = calibrated_effort(joules_per_step=full_kwh * KWH_J, s_per_step=3600, steps=1)
+    effort = calibrated_effort(Cost(s_per_token=3600, j_per_token=full_kwh * KWH_J), 1)
     against = baseline(effort, submitted_at=T0, slots=[slot(then, 0, 24)], pue=pue)
     told = report([row(5, 6, actual_kwh, now)], against=against, flops_share=share, pue=pue)
     parts = told.savings.rho_g + told.savings.shifting_g + told.savings.efficiency_g
@@ -185,7 +210,7 @@ def test_no_samples_is_a_report_too():
     told = to_dict(report([]))
     assert (told["co2e_g"], told["savings"], told["intensity_g_per_kwh"]["mean"]) == (0, None, None)
     json.dumps(told, allow_nan=False)
-    assert wrong(told, []) == set()
+    assert wrong(told, Evidence(samples=())) == set()
     assert "<html" in to_html(report([]))
 
 
@@ -195,7 +220,21 @@ OVERHEADS = [
 ]
 
 
-def full_report(count=1800):
+ATTEMPTS = [
+    Attempt(
+        number=1,
+        worker="w<1>",
+        started_at=T0,
+        ended_at=at(1.25),
+        outcome="held",
+        attribution="machine",
+    ),
+    Attempt(number=2, worker="w2", started_at=at(1.249), ended_at=at(3), attribution="process"),
+]
+
+
+def full_report(count=1800, cost=None):
+    """A job of two attempts with the baseline's hours in three slots: (report, evidence)."""
     rows = [
         row(
             i / 720,
@@ -203,28 +242,33 @@ def full_report(count=1800):
             0.0001 + i * 1e-7,
             200 + i // 100,
             device=device,
-            attempt=1 + i // 900,
+            attempt=1 + i // (count // 2),
         )
         for i in range(count)
         for device in ("cpu", "gpu")
+        if i != 20
     ]
-    effort = full_effort(energy_j=1e6, active_s=9000, spent_flops=1.0, full_flops=2.0)
-    against = baseline(effort, submitted_at=T0, slots=[slot(333.3, 0, 24)], pue=1.13)
-    return rows, report(
-        rows,
+    facts = JobFacts(
+        job_id="ftjob-1",
+        submitted_at=T0,
+        zone="XX",
         pue=1.13,
-        against=against,
-        flops_share=0.5,
-        attempts=[Attempt(number=1, worker="w<1>", started_at=T0, ended_at=at(1), outcome="died")],
-        overheads=OVERHEADS,
         trained_tokens=64_000,
-        embodied=Embodied(g_per_hour=3.5, hours=2.5),
-        gaps=[MeterGap(started_at=at(1), ended_at=at(2), devices=("gpu",), reason="bus")],
+        spent_flops=3.3e12,
+        full_flops=7.7e12,
+        full_cost=cost,
+        embodied_g_per_hour=3.5,
     )
+    grid = Grid([slot(333.3, 0, 1.01), slot(250.7, 1.01, 2.02), slot(410.1, 2.02, 4.5)])
+    told = compose(facts, rows, ATTEMPTS, OVERHEADS, signal=grid)
+    return told, Evidence.of(told, facts, OVERHEADS)
 
 
-def wrong(body, rows, overheads=()):
-    return {check.figure for check in verify(body, rows, overheads) if not check.agrees}
+CALIBRATED = Cost(s_per_token=0.2111, j_per_token=17.77, measured_by="machine")
+
+
+def wrong(body, evidence):
+    return {check.figure for check in verify(body, evidence) if not check.agrees}
 
 
 def numbers(value, path=()):
@@ -248,33 +292,56 @@ def changed(body, path, value):
     return copy
 
 
-def test_a_report_is_borne_out_by_its_samples_and_a_forged_one_is_not():
-    rows, told = full_report()
+@pytest.mark.parametrize("cost", [None, CALIBRATED])
+def test_a_report_is_borne_out_by_its_samples_and_a_forged_one_is_not(cost):
+    told, evidence = full_report(cost=cost)
     body = json.loads(json.dumps(to_dict(told)))
-    assert wrong(body, rows, OVERHEADS) == set()
-    assert len(verify(body, rows, OVERHEADS)) > 600
-    lost = wrong(body, rows[:-1], OVERHEADS)
+    assert wrong(body, evidence) == set()
+    assert len(verify(body, evidence)) > 600
+    fewer = dataclasses.replace(evidence, samples=evidence.samples[:-1])
+    lost = wrong(body, fewer)
     assert lost >= {"co2e_g", "devices.gpu.energy_wh", "sci.g_per_model", "energy_wh.gpu"}
-    assert wrong(body, rows, ()) == {"overheads.selection.co2e_g", "overheads.selection.energy_wh"}
+    found = wrong(body, dataclasses.replace(evidence, overheads=()))
+    assert found == {"overheads.selection.co2e_g", "overheads.selection.energy_wh"}
+    assert body["baseline"]["basis"] == ("modelled" if cost is None else "calibrated")
+    assert body["unaccounted"]["gaps"][0]["started_at"] == "2026-05-01T08:01:40Z"
 
 
-#: taken as stated: nothing that is stored makes them
-AS_STATED = {"pue", "intensity_g_per_kwh", "basis", "duration_s"}
+def test_evidence_survives_json():
+    told, evidence = full_report(40, CALIBRATED)
+    sent = json.loads(json.dumps(evidence.to_dict()))
+    assert Evidence.from_dict(sent) == evidence
+    assert wrong(to_dict(told), Evidence.from_dict(sent)) == set()
 
 
-def test_no_figure_can_be_changed_unnoticed():
-    rows, told = full_report(40)
+@pytest.mark.parametrize("cost", [None, CALIBRATED])
+def test_no_figure_can_be_changed_unnoticed(cost):
+    told, evidence = full_report(40, cost)
     body = json.loads(json.dumps(to_dict(told)))
     body["intervals"] = body["intervals"][:3]
     seen = 0
     for path, value in numbers(body):
-        if path[-1] in AS_STATED and path[0] in ("baseline", "intervals"):
+        # what names an interval: no sample has another one's intensity
+        if path[0] == "intervals" and path[-1] == "intensity_g_per_kwh":
             continue
         seen += 1
-        # beyond what rounding of the baseline may amount to
-        forged = changed(body, path, value + 2e-3)
-        assert wrong(forged, rows, OVERHEADS), path
-    assert seen > 35
+        assert wrong(changed(body, path, value + 2e-6), evidence), path
+    assert seen > 45
+
+
+def test_a_measured_baseline_goes_before_a_modelled_one():
+    """Full fine-tuning of 64,000 tokens at 17.77 J each, over 3.75 h at the hours' intensities."""
+    told, _ = full_report(cost=CALIBRATED)
+    against = to_dict(told)["baseline"]
+    assert against["energy_wh"] == pytest.approx(64_000 * 17.77 / 3600 * 1.13)
+    hours = 64_000 * 0.2111 / 3600
+    mean = (1.01 * 333.3 + 1.01 * 250.7 + (hours - 2.02) * 410.1) / hours
+    assert against["intensity_g_per_kwh"] == pytest.approx(mean)
+    assert against["co2e_g_range"]["high"] == pytest.approx(1.05 * against["co2e_g"])
+    modelled = to_dict(full_report()[0])["baseline"]
+    assert modelled["energy_wh"] == pytest.approx(to_dict(told)["energy_wh"]["total"] * 7.7 / 3.3)
+    # if nothing of it went with FLOPs, full fine-tuning would have taken what this job took
+    assert modelled["co2e_g_range"]["low"] == pytest.approx(modelled["co2e_g"] * 3.3 / 7.7)
 
 
 def test_holes_in_the_record():
@@ -306,7 +373,8 @@ def test_holes_in_the_record():
 
 
 def test_long_jobs_are_merged_for_display_without_losing_energy():
-    rows, _ = full_report()
+    told, _ = full_report()
+    rows = told.rows
     groups = intervals(rows, limit=500)
     assert len(groups) <= 500
     assert sum(r.energy_j for g in groups for r in g) == pytest.approx(
@@ -327,7 +395,7 @@ def test_csv_has_codecarbons_columns_and_units():
 
 
 def test_the_page_is_self_contained_and_escapes_what_users_wrote():
-    _, told = full_report()
+    told, _ = full_report()
     page = to_html(told, rho_history=[(T0, 0.5), (at(1), 0.4)], budget_g=150.0)
     assert "Plotly" in page
     assert "w&lt;1&gt;" in page

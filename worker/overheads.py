@@ -1,0 +1,79 @@
+"""Which times of a training go into something other than its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+from core.carbon.account import Overhead
+from core.training.hooks import (
+    CheckpointRecord,
+    EvaluationRecord,
+    Hook,
+    SelectionRecord,
+    StartRecord,
+    StepRecord,
+    ValidationRecord,
+)
+
+
+class OverheadHook(Hook):
+    """Preparation, selections, validations, evaluations, checkpoints and the delivery, for the
+    report's own lines. Goes last among a training's hooks, so that a checkpoint's time holds what
+    the others do with it.
+
+    Args:
+        write: takes each time as it ends.
+        since: when the attempt began.
+    """
+
+    def __init__(
+        self,
+        write: Callable[[Overhead], None],
+        *,
+        since: datetime,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._write = write
+        self._clock = clock
+        #: when the loop was last heard of
+        self._heard = since
+
+    def on_start(self, record: StartRecord) -> None:  # noqa: ARG002  the hook's signature
+        self._ended("preparation")
+
+    def on_selection(self, record: SelectionRecord) -> None:
+        self._ended("selection", record.duration_s)
+
+    def on_step(self, record: StepRecord) -> None:  # noqa: ARG002  as above
+        self._heard = self._clock()
+
+    def on_validation(self, record: ValidationRecord) -> None:
+        self._ended("validation", record.duration_s)
+
+    def on_evaluation(self, record: EvaluationRecord) -> None:
+        self._ended("evaluation", record.duration_s)
+
+    def on_checkpoint(self, record: CheckpointRecord) -> None:  # noqa: ARG002  as above
+        self._ended("checkpoint")
+
+    @contextmanager
+    def during(self, kind: str) -> Iterator[None]:
+        """A time outside the loop, however it ends."""
+        self._heard = self._clock()
+        try:
+            yield
+        finally:
+            self._ended(kind)
+
+    def _ended(self, kind: str, duration_s: float | None = None) -> None:
+        """Now; it took ``duration_s``, or as long as nothing was heard."""
+        now = self._clock()
+        start = self._heard
+        if duration_s is not None:
+            # two clocks: what was heard before is over
+            start = max(start, now - timedelta(seconds=duration_s))
+        self._heard = now
+        if now > start:
+            self._write(Overhead(kind=kind, started_at=start, ended_at=now))
