@@ -65,9 +65,14 @@ def data_set(cache: Cache, out: Path, *, sweep_budget: float) -> list[str]:
     found = _found(cache, sweep_budget)
     if not found.rows:
         return []
-    plot = out.with_name(f"{out.stem}-{cache.settings.data}-{cache.folder.name[:4]}.svg")
-    plot.write_text(_plot(found), encoding="utf-8")
-    return _data_set(found, plot.name)
+    links = []
+    for key, label in _PLOTTED.items():
+        plot = out.with_name(
+            f"{out.stem}-{cache.settings.data}-{cache.folder.name[:4]}-{label.split()[0]}.svg"
+        )
+        plot.write_text(_plot(found, key, label), encoding="utf-8")
+        links.append(f"![Validation loss against {label}]({plot.name})")
+    return _data_set(found, links)
 
 
 def _found(cache: Cache, sweep_budget: float) -> Found:
@@ -108,17 +113,18 @@ def method(sweep_budget: float) -> str:
         f"best of {factors} times greentune's rule for the method (and on by factors of "
         f"{RATE_STEP:g} where the best is at an edge, up to {MOST_RATES} rates), by validation "
         f"loss at budget {sweep_budget:g}, seed 0. "
-        f"Early stopping for all: validated after {points} of the steps, "
-        "the best weights kept and judged. Loss: float32, the same held-out examples for all. "
-        "Seconds, joules and peak memory are of training with its selections; loading, validation "
-        "and questions are outside. Joules by greentune's meter, of this process's share of the "
-        "machine; FLOPs by its prices, selection included; `trainer` is Hugging Face's Trainer "
-        "(bf16 autocast where the processor has it, fused AdamW), the others are greentune's. The "
-        "best of several contenders flatters both sides of a verdict alike."
+        f"Early stopping for all: validated after {points} of the steps, the best weights kept and "
+        "judged, the whole run counted. Loss: float32, the same held-out examples for all. Seconds "
+        "and joules are of training with its selections; loading, validation and questions are "
+        "outside. Peak memory is the whole process's while it trains. Joules by greentune's meter, "
+        "of this process's share of the machine; FLOPs by its prices, selection included; "
+        "`trainer` is Hugging Face's Trainer (bf16 autocast where the processor has it, fused "
+        "AdamW), the others are greentune's. The best of several contenders flatters both sides of "
+        "a verdict alike. Spread: standard deviation of the difference of two runs, over seeds."
     )
 
 
-def _data_set(found: Found, plot: str) -> list[str]:
+def _data_set(found: Found, plots: Sequence[str]) -> list[str]:
     settings = found.cache.settings
     first = next((r for r in found.rows if r["first_validation_loss"] is not None), None)
     before = "" if first is None else f" Before training: {first['first_validation_loss']:.3f}."
@@ -136,7 +142,7 @@ def _data_set(found: Found, plot: str) -> list[str]:
         f"## {settings.data}",
         intro,
         _noise(found),
-        f"![Validation loss against seconds]({plot})",
+        *plots,
         "### Verdicts",
         _verdicts(found),
         _full_quality(found),
@@ -184,9 +190,9 @@ def _verdicts(found: Found) -> str:
             [
                 f"{budget:g}",
                 ours,
-                f"{_loss(found, ours, budget):.3f}",
+                _loss_text(found, ours, budget),
                 other,
-                f"{_loss(found, other, budget):.3f}",
+                _loss_text(found, other, budget),
                 f"{difference:+.3f}",
                 "one seed" if spread is None else f"{spread:.3f}",
                 _winner(difference, spread),
@@ -223,6 +229,12 @@ def _loss(found: Found, label: str, budget: float) -> float:
     loss = found.loss(label, budget)
     assert loss is not None, (label, budget)
     return loss
+
+
+def _loss_text(found: Found, label: str, budget: float) -> str:
+    """With the seconds that were really spent: paces are measured before, and machines vary."""
+    seconds = mean_text(found.cells[label, budget], "seconds", ".1f")
+    return f"{_loss(found, label, budget):.3f} in {seconds} s"
 
 
 def _full_quality(found: Found) -> str:
@@ -315,11 +327,14 @@ def _paces(found: Found) -> str:
     return f"{table(head, rows)}\n\n{note}"
 
 
-def _plot(found: Found) -> str:
+_PLOTTED: Final = {"seconds": "seconds of training", "energy_j": "joules of training"}
+
+
+def _plot(found: Found, key: str, label: str) -> str:
     series = {
         contender.label: [
             (
-                statistics.mean(row["seconds"] for row in rows),
+                statistics.mean(row[key] for row in rows),
                 statistics.mean(row["validation_loss"] for row in rows),
             )
             for budget in found.budgets
@@ -327,4 +342,4 @@ def _plot(found: Found) -> str:
         ]
         for contender in found.contenders
     }
-    return line_plot(series, x_label="seconds of training", y_label="validation loss")
+    return line_plot(series, x_label=label, y_label="validation loss")

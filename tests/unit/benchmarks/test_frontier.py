@@ -127,25 +127,33 @@ def test_a_budget_is_spent_on_selection_and_steps():
 
 
 def test_the_page_names_the_winner_of_each_budget_and_what_is_missing(cache, tmp_path):
-    losses = {(FULL, 0.5): 3.0, (GREEN, 0.5): 2.5, (FULL, 1.0): 2.0, (GREEN, 1.0): 2.2}
+    losses = {
+        (FULL, 0.5): 3.0, (FULL, 0.9): 2.05, (FULL, 1.0): 2.0,
+        (GREEN, 0.5): 2.5, (GREEN, 0.9): 2.02, (GREEN, 1.0): 2.2,
+    }  # fmt: skip
     for contender in (FULL, GREEN):
         _write(cache, Job(contender=contender))
         for job in cache.sweep(contender, SWEEP):
             _write(cache, job, losses[contender, SWEEP] + (job.rate != contender.rates[1]))
-        for seed, off in ((0, -0.1), (1, 0.1)):
-            job = Job(contender=contender, budget=1.0, rate=contender.rates[1], seed=seed)
-            _write(cache, job, losses[contender, 1.0] + off)
+        for budget in (0.9, 1.0):
+            for seed, off in ((0, -0.05), (1, 0.05)):
+                job = Job(contender=contender, budget=budget, rate=contender.rates[1], seed=seed)
+                _write(cache, job, losses[contender, budget] + off)
     _write(cache, Job(contender=FULL, budget=0.7, rate=FULL.rates[1]), 2.1)
 
     write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budget=SWEEP)
     page = (tmp_path / "page.md").read_text()
 
-    assert "| 0.5 | green 0.7 | 2.500 | full | 3.000 | -0.500 | one seed | green |" in page
+    assert (
+        "| 0.5 | green 0.7 | 2.500 in 5.0 s | full | 3.000 in 5.0 s | -0.500 | one seed | green |"
+        in page
+    )
     assert "| 0.7 | missing |  | full |" in page
-    wins = "| 1 | green 0.7 | 2.200 | full | 2.000 | +0.200 | 0.200 |"
+    wins = "| 2.200 in 10.0 ± 0.0 s | full | 2.000 in 10.0 ± 0.0 s | +0.200 | 0.100 | alternative |"
     assert wins in page
+    assert "| -0.030 | 0.100 | green, within the spread |" in page
     assert "Full fine-tuning is best at budget 1, 2.000; green does not reach that" in page
-    assert "| green 0.7 | 2.500 | missing | 2.200 ± 0.141 |" in page
+    assert "| green 0.7 | 2.500 | missing | 2.020 ± 0.071 | 2.200 ± 0.071 |" in page
     assert "did other work" not in page
 
 
@@ -287,8 +295,9 @@ def test_end_to_end_one_process_a_run_and_what_is_there_is_not_run_again(
     page = (tmp_path / "page.md").read_text()
     assert "ROUGE-L" in page
     assert "| full | 1 | 1 |" in page
-    (plot,) = tmp_path.glob("page-*.svg")
-    assert plot.name in page
+    plots = list(tmp_path.glob("page-*.svg"))
+    assert len(plots) == 2
+    assert all(plot.name in page for plot in plots)
 
 
 def test_an_unknown_contender_is_refused(capsys):
