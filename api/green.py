@@ -48,7 +48,7 @@ def green_summary(record: JobRecord, *, pue: float) -> dict[str, Any]:
             "spent": progress.spent_flops,
         },
         "energy_wh": {"total": joules_to_wh(record.energy_j * pue)},
-        "co2e_g": record.emissions_g * pue,
+        **_grams(record, pue),
     }
 
 
@@ -65,6 +65,16 @@ def green_out(
             {**attempt, "from_step": from_step.get(attempt["n"])}
             for attempt in document["attempts"]
         ],
+    }
+
+
+def _grams(record: JobRecord, pue: float) -> dict[str, Any]:
+    """Kinds of intensity apart; ``co2e_g`` is of the one that covers most energy."""
+    kinds = sorted(record.spent_by_kind, key=lambda part: part.energy_j, reverse=True)
+    return {
+        "co2e_g": kinds[0].emissions_g * pue if kinds else 0.0,
+        "co2e_kind": kinds[0].kind if kinds else None,
+        "co2e_g_by_kind": {part.kind: part.emissions_g * pue for part in kinds},
     }
 
 

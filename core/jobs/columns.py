@@ -108,9 +108,18 @@ def flat_record(kind: type[Any]) -> AsJson:
 
     Fields that it does not know are left out: a newer release may be writing beside this one.
     """
+    return AsJson(load=_loader(kind), dump=asdict)
+
+
+def flat_records(kind: type[Any]) -> AsJson:
+    """A tuple of such dataclasses."""
+    load = _loader(kind)
+    return AsJson(
+        load=lambda raw: tuple(load(item) for item in raw),
+        dump=lambda records: [asdict(record) for record in records],
+    )
+
+
+def _loader(kind: type[Any]) -> Callable[[dict[str, Any]], Any]:
     names = {f.name for f in fields(kind)}
-
-    def load(raw: dict[str, Any]) -> Any:
-        return kind(**{name: value for name, value in raw.items() if name in names})
-
-    return AsJson(load=load, dump=asdict)
+    return lambda raw: kind(**{name: value for name, value in raw.items() if name in names})

@@ -100,6 +100,17 @@ class FullCostRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KindSpent:
+    """Energy of a job that one kind of intensity is known of, and its grams."""
+
+    #: "average" or "marginal"
+    kind: str
+    energy_j: float
+    #: without the building's share
+    emissions_g: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     id: str
     tenant: str
@@ -142,8 +153,11 @@ class JobRecord:
     full_cost: FullCostRecord | None
     #: sums over the samples of all attempts; never decrease
     energy_j: float
-    #: of the samples whose intensity is known
+    #: of the samples whose intensity is known, whatever its kind: what budgets count, for which
+    #: grams left out would be grams overspent
     emissions_g: float
+    #: the same, kinds of intensity apart
+    spent_by_kind: tuple[KindSpent, ...]
 
     @property
     def is_owned(self) -> bool:
@@ -276,6 +290,7 @@ class AttemptRecord:
     #: whose energy its samples are: "machine" or "process"; None: not recorded
     attribution: str | None
     energy_j: float
+    #: as `JobRecord.emissions_g`
     emissions_g: float
 
 

@@ -22,9 +22,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from core.jobs.columns import AsJson, FreeText, UtcDateTime, flat_record
+from core.jobs.columns import AsJson, FreeText, UtcDateTime, flat_record, flat_records
 from core.jobs.lifecycle import Status
-from core.jobs.records import Baseline, FullCostRecord, Hyperparameters, JobError, Progress
+from core.jobs.records import (
+    Baseline,
+    FullCostRecord,
+    Hyperparameters,
+    JobError,
+    KindSpent,
+    Progress,
+)
 from core.spec import JobSpec
 
 _ID = String(40)
@@ -144,6 +151,9 @@ class Job(Base):
     full_cost: Mapped[FullCostRecord | None] = mapped_column(flat_record(FullCostRecord))
     energy_j: Mapped[float] = mapped_column(default=0.0)
     emissions_g: Mapped[float] = mapped_column(default=0.0)
+    spent_by_kind: Mapped[tuple[KindSpent, ...]] = mapped_column(
+        flat_records(KindSpent), default=tuple, server_default=text("'[]'")
+    )
     #: the last event's ``seq``
     n_events: Mapped[int] = mapped_column(default=0)
 

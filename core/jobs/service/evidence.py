@@ -13,7 +13,13 @@ from sqlalchemy.orm import Session
 from core.errors import InvalidInput
 from core.jobs import ids
 from core.jobs.lifecycle import CHECKPOINT_MESSAGE, Status
-from core.jobs.records import CheckpointRecord, EnergyRecord, NewCheckpoint, OverheadRecord
+from core.jobs.records import (
+    CheckpointRecord,
+    EnergyRecord,
+    KindSpent,
+    NewCheckpoint,
+    OverheadRecord,
+)
 from core.jobs.store.jobs import last_checkpoint
 from core.jobs.store.rows import FRESH, insert_on_conflict, job_record, record
 from core.jobs.store.transitions import NewEvent, lock_owned, refusal, write_owned
@@ -35,19 +41,31 @@ def record_energy(
     """
     for sample in samples:
         _require_physical(sample)
-    lock_owned(session, job_id, fence)
+    job = lock_owned(session, job_id, fence)
+    kinds = {part.kind: (part.energy_j, part.emissions_g) for part in job.spent_by_kind}
     added_j = added_g = 0.0
     for start in range(0, len(samples), _SAMPLES_A_STATEMENT):
-        for energy_j, intensity in _insert_new(
+        for energy_j, intensity, kind in _insert_new(
             session, job_id, fence, samples[start : start + _SAMPLES_A_STATEMENT]
         ):
+            grams = 0.0 if intensity is None else emissions_g(energy_j, intensity)
             added_j += energy_j
-            added_g += 0.0 if intensity is None else emissions_g(energy_j, intensity)
+            added_g += grams
+            if kind is not None:
+                before_j, before_g = kinds.get(kind, (0.0, 0.0))
+                kinds[kind] = (before_j + energy_j, before_g + grams)
     write_owned(
         session,
         job_id,
         fence,
-        values={"energy_j": Job.energy_j + added_j, "emissions_g": Job.emissions_g + added_g},
+        values={
+            "energy_j": Job.energy_j + added_j,
+            "emissions_g": Job.emissions_g + added_g,
+            "spent_by_kind": tuple(
+                KindSpent(kind=kind, energy_j=joules, emissions_g=grams)
+                for kind, (joules, grams) in sorted(kinds.items())
+            ),
+        },
     )
     session.execute(
         update(Attempt)
@@ -102,8 +120,8 @@ def _require_physical(sample: EnergyRecord) -> None:
 
 def _insert_new(
     session: Session, job_id: str, fence: int, samples: Sequence[EnergyRecord]
-) -> list[tuple[float, float | None]]:
-    """Energy and intensity of those samples that were not stored before."""
+) -> list[tuple[float, float | None, str | None]]:
+    """Energy, intensity and its kind of those samples that were not stored before."""
     names = [f.name for f in fields(EnergyRecord) if f.name != "attempt"]
     rows = [
         {name: getattr(sample, name) for name in names} | {"job_id": job_id, "attempt": fence}
@@ -113,9 +131,11 @@ def _insert_new(
         insert_on_conflict(session, EnergySample)
         .values(rows)
         .on_conflict_do_nothing()
-        .returning(EnergySample.energy_j, EnergySample.intensity_g_per_kwh)
+        .returning(
+            EnergySample.energy_j, EnergySample.intensity_g_per_kwh, EnergySample.intensity_kind
+        )
     )
-    return [(row[0], row[1]) for row in session.execute(statement, execution_options=FRESH)]
+    return [(row[0], row[1], row[2]) for row in session.execute(statement, execution_options=FRESH)]
 
 
 def record_checkpoint(

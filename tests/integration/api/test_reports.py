@@ -108,6 +108,20 @@ def test_a_job_that_was_not_metered_all_the_time_says_so(
     assert any("not metered" in note for note in body["notes"])
 
 
+def test_lists_and_jobs_keep_kinds_of_intensity_apart(farm: Farm, ask: Callable[..., Any]) -> None:
+    now = datetime.now(UTC)
+    marginal = samples(now + timedelta(minutes=10), 4, intensity_kind="marginal")
+    job_id = farm.job(samples(now, 12), marginal)
+    [listed] = ask("/v1/fine_tuning/jobs").json()["data"]
+    # 450 J at 100 g/kWh each, half as much again for the building
+    grams = 450 * 1.5 / 3.6e6 * 100
+    for green in (listed["green"], ask(f"/v1/fine_tuning/jobs/{job_id}").json()["green"]):
+        assert green["co2e_g"] == pytest.approx(12 * grams, abs=1e-6)
+        assert green["co2e_kind"] == "average"
+        kinds = {"average": 12 * grams, "marginal": 4 * grams}
+        assert green["co2e_g_by_kind"] == pytest.approx(kinds)
+
+
 def test_csv_with_codecarbons_columns(farm: Farm, ask: Callable[..., Any]) -> None:
     now = datetime.now(UTC)
     job_id = farm.job(samples(now, 12), samples(now + timedelta(hours=1), 12))

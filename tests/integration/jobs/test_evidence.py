@@ -40,6 +40,20 @@ def test_samples_come_back_as_they_were_written(engine):
     )
 
 
+def test_kinds_of_intensity_are_told_apart(engine):
+    job = engine.submit()
+    claim = engine.claim()
+    assert job.spent_by_kind == ()
+    average = {"intensity_g_per_kwh": 100.0, "intensity_kind": "average"}
+    marginal = {"intensity_g_per_kwh": 900.0, "intensity_kind": "marginal"}
+    record(engine, claim, sample(0, 10.0, **average), sample(5, 4.0, **marginal), sample(10, 1.0))
+    # once more, with news
+    record(engine, claim, sample(0, 10.0, **average), sample(15, 20.0, **average))
+    spent = job_of(engine, job.id).spent_by_kind
+    assert [(part.kind, part.energy_j) for part in spent] == [("average", 30.0), ("marginal", 4.0)]
+    assert [part.emissions_g * JOULES_PER_KWH for part in spent] == pytest.approx([3000, 3600])
+
+
 def test_overheads_attribution_and_full_cost_are_kept(engine):
     job = engine.submit()
     assert (job.full_cost, engine.read(store.list_overheads, job.id)) == (None, ())

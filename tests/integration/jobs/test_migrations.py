@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
+from sqlalchemy.orm import Session
 
 import migrations
 from core.errors import Unavailable
 from core.jobs.database import create_engine
-from core.jobs.tables import Base
+from core.jobs.tables import Base, Job
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -45,6 +46,38 @@ def test_up_down_up_and_nothing_left_to_do(database_url, capsys):
     migrations.upgrade(database_url)
     migrations.upgrade(database_url)
     command.check(migrations.config(database_url))
+
+
+def test_what_jobs_have_spent_is_told_by_kind_of_intensity_afterwards(database_url):
+    migrations.upgrade(database_url, "0004")
+    engine = create_engine(database_url)
+    filled = {"id": "ftjob-1", "tenant": "t", "status": "succeeded", "training_file": "f"}
+    filled |= {"spec": "{}", "progress": "{}", "result_files": "[]"}
+    filled |= dict.fromkeys(("priority", "fence", "deaths", "retries", "n_events"), 0)
+    filled |= {"energy_j": 30.0, "emissions_g": 1.0, "created_at": "2026-01-01 00:00:00+00:00"}
+    rows = [(0, 12.0, 100.0, "average"), (1, 6.0, 300.0, "average"), (2, 7.2, 500.0, "marginal")]
+    with engine.begin() as connection:
+        names = ", ".join(filled)
+        connection.execute(
+            text(f"INSERT INTO jobs ({names}) VALUES ({':' + ', :'.join(filled)})"), filled
+        )
+        for second, energy_j, intensity, kind in [*rows, (3, 9.0, None, None)]:
+            connection.execute(
+                text(
+                    "INSERT INTO energy_samples (job_id, attempt, device, started_at, ended_at,"
+                    " energy_j, method, intensity_g_per_kwh, intensity_kind) VALUES"
+                    " ('ftjob-1', 1, 'cpu', :at, :at, :j, 'rapl', :g, :kind)"
+                ),
+                {"at": f"2026-01-01 00:00:0{second}+00:00", "j": energy_j, "g": intensity}
+                | {"kind": kind},
+            )
+    migrations.upgrade(database_url)
+    with Session(engine) as session:
+        spent = session.scalars(select(Job.spent_by_kind)).one()
+    engine.dispose()
+    assert [(part.kind, part.energy_j) for part in spent] == [("average", 18), ("marginal", 7.2)]
+    grams = [part.emissions_g for part in spent]
+    assert grams == pytest.approx([3000 / 3.6e6, 3600 / 3.6e6])
 
 
 def test_the_check_would_notice(database_url):
