@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from core.carbon.energy import Attribution
 from core.carbon.intensity import IntensitySignal
@@ -16,6 +18,11 @@ from core.jobs.signal_texts import SignalTexts
 from core.objects.opening import open_store
 from core.objects.store import ObjectStore
 from core.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: training waits no longer for a carbon provider; what it says later counts from then on
+SIGNAL_PATIENCE: Final = timedelta(seconds=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +67,12 @@ def open_world(settings: Settings, *, shares_host: bool) -> World:
             settings.carbon_traces,
             speed=settings.carbon_trace_speed,
             anchor=settings.carbon_trace_anchor,
-            live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
+            live=LiveOptions(
+                **settings.carbon_access,
+                store=SignalTexts(database),
+                patience=SIGNAL_PATIENCE,
+                on_trouble=lambda said: logger.warning("carbon signal: %s", said),
+            ),
         ),
         zone=settings.zone,
         pue=settings.pue,

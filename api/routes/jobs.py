@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -53,12 +53,14 @@ def create_job(
     now: Now,
 ) -> Response:
     """Accept a job at once; its files' content is judged by the worker before any training."""
+    spec = spec_of(request, default_zone=held.settings.zone)
+    # the grid is asked first: a provider may be slow, and its answer is stored in a transaction of
+    # its own, which on SQLite would wait for this one
+    _check_zone(spec.green.zone, held.signal, now)
     earlier = idempotency.earlier_reply(session, body_digest, now)
     if earlier is not None:
         return earlier
-    spec = spec_of(request, default_zone=held.settings.zone)
     _check_references(spec)
-    _check_zone(spec.green.zone, held.signal, now)
     base_model = base_model_of(session, caller.tenant, spec.model, held.settings)
     check_rho(spec, profiled_minimum=store.get_profile_minimum(session, base_model))
     if spec.green.is_planned:
@@ -183,7 +185,7 @@ def _check_zone(zone: str | None, signal: IntensitySignal, now: datetime) -> Non
     if zone is None:
         return
     with suppress(SignalUnavailable):
-        signal.at(zone, now)
+        signal.forecast(zone, now, now + timedelta(hours=1))
 
 
 def base_model_of(session: Session, tenant: str, model: str, settings: Settings) -> str:

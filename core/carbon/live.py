@@ -2,18 +2,21 @@
 
 Order of answers for a moment: the provider's slot; the last value known, for as long as the stated
 staleness; the zone's static average; the world's. Never 0 g, never an exception but for a zone
-that nobody knows, and never a wait longer than one refused request: a failed request is not
-repeated within ``retry``.
+that nobody knows. A failed request is not repeated within ``retry``; one that takes longer than
+``patience`` goes on by itself, and until it is answered there is what was known before. The reason
+why a value stands in is part of its source.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from core.carbon.forecast import expect
-from core.carbon.intensity import WORLD, Intensity, IntensitySignal, normal_zone
+from core.carbon.intensity import STAND_IN, WORLD, Intensity, IntensitySignal, normal_zone
 from core.carbon.providers.port import Provider
 from core.carbon.slot_cache import Known, MemoryStore, TextStore, merged
 from core.carbon.static import StaticSignal
@@ -33,6 +36,8 @@ _MARKETS = {
 _MEMORY = timedelta(days=21)
 #: of five minutes: a week
 _MOST_SLOTS = 2_016
+#: characters of a reason in a source, which is stored with every sample
+_MOST_SAID = 120
 
 
 class LiveSignal:
@@ -43,6 +48,7 @@ class LiveSignal:
     refresh: least time between two requests for the past and present of a zone.
     forecast_refresh: the same for forecasts.
     retry: the same after a failure.
+    patience: how long a caller waits for a request; None: until it is answered or refused.
     fallback: for moments nothing is known of.
     on_trouble: told one sentence whenever a request fails.
     clock: the moment now, aware UTC.
@@ -57,6 +63,7 @@ class LiveSignal:
         refresh: timedelta = timedelta(minutes=5),
         forecast_refresh: timedelta = timedelta(minutes=30),
         retry: timedelta = timedelta(minutes=1),
+        patience: timedelta | None = None,
         fallback: IntensitySignal | None = None,
         on_trouble: Callable[[str], None] = lambda _: None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -68,6 +75,7 @@ class LiveSignal:
         self._refresh = refresh
         self._forecast_refresh = forecast_refresh
         self._retry = retry
+        self._patience = patience
         self._fallback = fallback or StaticSignal()
         self._on_trouble = on_trouble
         self._clock = clock
@@ -137,22 +145,51 @@ class LiveSignal:
             self._local[key] = known
             return known
         # said before asking: whoever comes meanwhile takes what there is
+        waiting = replace(known, asked_at=now, trouble=f"{self._name} has not answered yet.")
+        self._local[key] = waiting
+        return self._in_time(lambda: self._asked(what, area, known, ask), otherwise=waiting)
+
+    def _asked(
+        self, what: str, area: str, known: Known, ask: Callable[[], tuple[Intensity, ...]]
+    ) -> Known:
+        """What is known after one request, for everybody."""
+        key, now = self._key(what, area), self._clock()
         self._store.save(key, replace(known, asked_at=now).to_text())
         try:
             fresh = self._accepted(ask(), area)
-        except InvalidInput:  # an unknown zone is the caller's matter, each time
-            self._store.save(key, known.to_text())
-            raise
-        except SignalUnavailable as error:
+        except (InvalidInput, SignalUnavailable) as error:
+            if isinstance(error, InvalidInput) and not known.slots:
+                # an unknown zone is the caller's matter, each time
+                self._local[key] = known
+                self._store.save(key, known.to_text())
+                raise
             self._on_trouble(error.message)
             known = replace(known, asked_at=now, trouble=error.message)
         else:
             older = known.slots if what == "recent" else ()
             slots = merged(older, fresh, now - _MEMORY)[-_MOST_SLOTS:]
             known = Known(slots=slots, asked_at=now, fetched_at=now)
-        self._store.save(key, known.to_text())
         self._local[key] = known
+        self._store.save(key, known.to_text())
         return known
+
+    def _in_time(self, request: Callable[[], Known], *, otherwise: Known) -> Known:
+        """Its answer; ``otherwise`` where that takes too long: it then goes on in a thread."""
+        if self._patience is None:
+            return request()
+        answer: Future[Known] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(request())
+            except BaseException as error:  # noqa: BLE001  raised where the answer is taken
+                answer.set_exception(error)
+
+        threading.Thread(target=ask, name="carbon-signal", daemon=True).start()
+        try:
+            return answer.result(self._patience.total_seconds())
+        except TimeoutError:
+            return otherwise
 
     def _is_fresh(self, known: Known, refresh: timedelta, now: datetime) -> bool:
         pause = self._retry if known.trouble else refresh
@@ -176,22 +213,24 @@ class LiveSignal:
         """The last known value while it is fresh enough, then the static average."""
         before = [s for s in known.slots if s.until is not None and s.until <= start]
         if not before:
-            return self._average(zone, start, end)
+            return self._average(zone, start, end, known)
         last = before[-1]
         assert last.until is not None
         limit = min(last.until + self._staleness, end)
         if limit <= start:
-            return self._average(zone, start, end)
+            return self._average(zone, start, end, known)
         held = replace(
             last,
             moment=start,
             until=limit,
-            source=f"{last.source}, last known value (of {last.moment:%F %R} UTC)",
+            source=f"{last.source}, {STAND_IN} (of {last.moment:%F %R} UTC){_because(known)}",
             is_estimated=True,
         )
-        return (held, *(self._average(zone, limit, end) if limit < end else ()))
+        return (held, *(self._average(zone, limit, end, known) if limit < end else ()))
 
-    def _average(self, zone: str, start: datetime, end: datetime) -> tuple[Intensity, ...]:
+    def _average(
+        self, zone: str, start: datetime, end: datetime, known: Known
+    ) -> tuple[Intensity, ...]:
         area = normal_zone(zone)
         market = _MARKETS.get(area.partition("_")[0], area)
         for candidate in (market, WORLD):
@@ -200,6 +239,12 @@ class LiveSignal:
             except InvalidInput:
                 continue
             note = "" if candidate == area else f" ({candidate})"
-            said = f"{self._name} has no value; static average{note}: "
-            return tuple(replace(s, zone=area, source=said + s.source) for s in slots)
+            said = f"static average{note}: "
+            return tuple(
+                replace(s, zone=area, source=said + s.source + _because(known)) for s in slots
+            )
         raise SignalUnavailable(f"Neither {self._name} nor the fallback has a value for {zone}.")
+
+
+def _because(known: Known) -> str:
+    return f"; {known.trouble[:_MOST_SAID].rstrip('.')}" if known.trouble else ""

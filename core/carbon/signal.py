@@ -14,6 +14,7 @@ from core.carbon.providers.port import Provider
 from core.carbon.slot_cache import MemoryStore, TextStore
 from core.carbon.static import StaticSignal
 from core.carbon.trace import TraceSignal
+from core.carbon.trace_files import TraceFiles
 from core.errors import InvalidInput
 
 __all__ = [
@@ -45,6 +46,7 @@ class LiveOptions:
         base_url: another address than the provider's own (a newer version, a mirror, a test).
         store: shared cache; None: this process's own.
         staleness: how long a last known value may stand in.
+        patience: how long a caller waits for a request; None: until it is answered or refused.
         on_trouble: told one sentence whenever a request fails.
     """
 
@@ -54,6 +56,7 @@ class LiveOptions:
     base_url: str | None = None
     store: TextStore | None = None
     staleness: timedelta = timedelta(hours=3)
+    patience: timedelta | None = None
     on_trouble: Callable[[str], None] = lambda _: None
 
 
@@ -83,12 +86,13 @@ def open_signal(
             raise InvalidInput(
                 "The trace signal needs a CSV file or a folder of them (GREENTUNE_CARBON_TRACES)."
             )
-        return TraceSignal.load(traces, speed=speed, anchor=anchor)
+        return TraceFiles(traces, speed=speed, anchor=anchor)
     options = live or LiveOptions()
     return LiveSignal(
         _provider(kind, options),
         store=options.store,
         staleness=options.staleness,
+        patience=options.patience,
         on_trouble=options.on_trouble,
     )
 

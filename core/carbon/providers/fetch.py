@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -21,6 +22,8 @@ _BACK_OFF_S = 0.5
 _LONGEST_WAIT_S = 5.0
 _MINUTE_S = 60.0
 _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+#: of one answer, however steadily it drips in: httpx's own limit starts anew with every byte
+_WHOLE_ANSWER_S = 20.0
 _MAX_BYTES = 8 * 1024**2
 
 
@@ -46,6 +49,7 @@ class Fetcher:
         per_minute: most requests of this process in a minute.
         pause_s: how long a refusal for too many requests lasts where it does not say.
         secret: a token that travels in the URL, which httpx would log.
+        whole_s: most seconds for a whole answer.
         sleep: replaced in tests.
     """
 
@@ -58,6 +62,7 @@ class Fetcher:
         per_minute: int = 60,
         pause_s: float = 60.0,
         timeout: httpx.Timeout = _TIMEOUT,
+        whole_s: float = _WHOLE_ANSWER_S,
         secret: str = "",
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -68,9 +73,11 @@ class Fetcher:
         self._pause_s = pause_s
         self._sleep = sleep
         self._timeout = timeout
+        self._whole_s = whole_s
         self._lock = threading.Lock()
         self._sent_s: deque[float] = deque()
         self._blocked_until_s = 0.0
+        self._blocked_why = ""
         if secret:
             logging.getLogger("httpx").addFilter(_Redaction(secret))
 
@@ -103,10 +110,7 @@ class Fetcher:
             if answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
                 wait_s = self._retry_after_s(answer)
                 if wait_s > _LONGEST_WAIT_S:
-                    self._block(wait_s)
-                    raise SignalUnavailable(
-                        f"{self.name}: too many requests; not asked again for {wait_s:.0f} s."
-                    )
+                    raise SignalUnavailable(self._block(wait_s))
                 self._sleep(wait_s)
                 reason = "too many requests"
                 continue
@@ -119,7 +123,7 @@ class Fetcher:
     def json(self, answer: httpx.Response) -> Any:
         try:
             return answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SignalUnavailable(
                 f"{self.name}: status {answer.status_code} without JSON."
             ) from None
@@ -143,8 +147,11 @@ class Fetcher:
             ) as answer,
         ):
             body = bytearray()
+            until_s = time.monotonic() + self._whole_s
             for chunk in answer.iter_bytes():
                 body += chunk
+                if time.monotonic() > until_s:
+                    raise httpx.ReadTimeout("the answer drips in")
                 if len(body) > _MAX_BYTES:
                     raise SignalUnavailable(f"{self.name}: the answer is longer than 8 MiB.")
             return httpx.Response(answer.status_code, headers=_plain(answer), content=bytes(body))
@@ -154,8 +161,7 @@ class Fetcher:
         with self._lock:
             now_s = time.monotonic()
             if now_s < self._blocked_until_s:
-                left_s = self._blocked_until_s - now_s
-                raise SignalUnavailable(f"{self.name}: not asked for another {left_s:.0f} s.")
+                raise SignalUnavailable(self._blocked_why)
             while self._sent_s and now_s - self._sent_s[0] > _MINUTE_S:
                 self._sent_s.popleft()
             if len(self._sent_s) >= self._per_minute:
@@ -164,9 +170,15 @@ class Fetcher:
                 )
             self._sent_s.append(now_s)
 
-    def _block(self, wait_s: float) -> None:
+    def _block(self, wait_s: float) -> str:
+        """Ask nothing for so long; the reason, the same for as long as it holds: it is stored."""
+        until = datetime.now(UTC) + timedelta(seconds=wait_s)
         with self._lock:
             self._blocked_until_s = time.monotonic() + wait_s
+            self._blocked_why = (
+                f"{self.name}: too many requests; not asked again before {until:%F %T} UTC."
+            )
+            return self._blocked_why
 
     def _retry_after_s(self, answer: httpx.Response) -> float:
         """Seconds or a date, as RFC 9110 allows; the provider's known pause otherwise."""

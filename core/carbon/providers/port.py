@@ -11,6 +11,7 @@ from core.errors import SignalUnavailable
 
 #: above any grid on record, marginal plants included; a higher number is another unit
 _MAX_G_PER_KWH = 5_000.0
+_MOST_SHOWN = 40
 
 
 class Provider(Protocol):
@@ -35,22 +36,28 @@ def moment_of(text: Any, where: str) -> datetime:
     """An aware UTC moment out of a provider's text."""
     try:
         moment = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        raise SignalUnavailable(f"{where}: {text!r} is no time.") from None
-    if moment.tzinfo is None:
-        raise SignalUnavailable(f"{where}: {text!r} has no time zone.")
-    return moment.astimezone(UTC)
+        if moment.tzinfo is None:
+            raise SignalUnavailable(f"{where}: {_shown(text)} has no time zone.")
+        return moment.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        raise SignalUnavailable(f"{where}: {_shown(text)} is no time.") from None
 
 
 def value_of(raw: Any, where: str) -> float:
     """A plausible number of g/kWh; anything else is refused, above all what would read as 0."""
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
-        raise SignalUnavailable(f"{where}: {raw!r} is no number.")
+        raise SignalUnavailable(f"{where}: {_shown(raw)} is no number.")
+    if raw > _MAX_G_PER_KWH:  # first: JSON knows whole numbers beyond all floats
+        raise SignalUnavailable(f"{where}: {_shown(raw)} is too high for g/kWh; another unit?")
     if not math.isfinite(raw) or raw < 0:
-        raise SignalUnavailable(f"{where}: {raw!r} cannot be an intensity.")
-    if raw > _MAX_G_PER_KWH:
-        raise SignalUnavailable(f"{where}: {raw!r} is too high for g/kWh; another unit?")
+        raise SignalUnavailable(f"{where}: {_shown(raw)} cannot be an intensity.")
     return float(raw)
+
+
+def _shown(raw: Any) -> str:
+    """A provider's words, as far as a message should quote them."""
+    text = repr(raw) if not isinstance(raw, int) or abs(raw) < 10**20 else "a huge number"
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
 
 
 def slots_of(

@@ -9,10 +9,16 @@ from typing import Any
 
 import openai
 import pytest
+from fastapi.testclient import TestClient
 
-from core.jobs import store
+from api.main import create_app
+from core.carbon.slot_cache import Known
+from core.jobs import keys, store
 from core.jobs.database import Database
 from core.jobs.records import CostRecord
+from core.jobs.signal_texts import SignalTexts
+from core.settings import Settings
+from tests.fixtures.provider_server import ProviderServer
 
 Lines = Callable[[int], bytes]
 HOUR = timedelta(hours=1)
@@ -181,3 +187,30 @@ def test_an_estimate_refuses_what_it_cannot_estimate(
     with pytest.raises(openai.BadRequestError) as refused:
         estimate(client, **body)
     assert refused.value.param == param
+
+
+def test_a_provider_is_asked_before_the_database_is_taken(
+    settings: Settings, chat_lines: Lines
+) -> None:
+    """What it told is stored for everybody; on SQLite nobody can store amid a submission."""
+    half_hour = datetime.now(UTC).replace(second=0, microsecond=0)
+    row = {"from": half_hour.isoformat(), "intensity": {"forecast": 200, "actual": 200}}
+    server = ProviderServer()
+    try:
+        server.answer("/intensity", {"data": [row]})
+        live = settings.model_copy(update={"carbon_signal": "gb", "carbon_url": server.url})
+        with TestClient(create_app(live)) as http:
+            database: Database = http.app.state.services.database  # type: ignore[attr-defined]
+            with database.transaction() as session:
+                key = keys.create(session, tenant="acme", name="test", now=datetime.now(UTC))
+            client = openai.OpenAI(
+                base_url="http://testserver/v1", api_key=key, http_client=http, max_retries=0
+            )
+            deadline = (datetime.now(UTC) + 24 * HOUR).isoformat()
+            assert submit(client, chat_lines(12), zone="GB", deadline=deadline).id
+        known = Known.from_text(SignalTexts(database).load("intensity/GreatBritain/recent/GB"))
+    finally:
+        server.close()
+    assert server.seen
+    assert known.asked_at is not None
+    assert known.fetched_at is not None or known.trouble

@@ -59,7 +59,7 @@ class Desk:
         file_id = ids.new_id(ids.FILE)
         stored = self.objects.put(f"files/{file_id}", [lines])
         wishes = changes.pop("green", {})
-        green = GreenOptions(zone="FR", rho=changes.pop("rho", 0.7), **wishes)
+        green = GreenOptions(**({"zone": "FR", "rho": changes.pop("rho", 0.7)} | wishes))
         options = {"n_epochs": 1, "batch_size": 4} | changes
         spec = JobSpec(
             model=model,

@@ -214,3 +214,24 @@ def test_accelerated_replay_runs_through_a_day_in_seconds(tmp_path):
     later = signal.at("XX", NOW + timedelta(seconds=5)).value_g_per_kwh
     assert (later - first) % 48 == 5
     assert not math.isnan(first)
+
+
+def test_trace_files_are_read_again_when_they_change(tmp_path, caplog):
+    start = datetime(2026, 3, 1, tzinfo=UTC)
+    file = write(tmp_path, "xx.csv", hourly(start, [100.0] * 24))
+    signal = open_signal("trace", tmp_path)
+    assert signal.at("XX", NOW).value_g_per_kwh == 100
+    write(tmp_path, "xx.csv", hourly(start, [200.0] * 36))
+    assert signal.at("XX", NOW).value_g_per_kwh == 200
+    assert {s.value_g_per_kwh for s in signal.series("XX", NOW, NOW + 2 * HOUR)} == {200}
+    write(tmp_path, "yy.csv", hourly(start, [50.0] * 24, zone="YY"))
+    assert signal.forecast("YY", NOW, NOW + HOUR)[0].value_g_per_kwh == 50
+    # a broken change leaves the last good record in force
+    file.write_text("zone,when,grams\n")
+    assert signal.at("XX", NOW).value_g_per_kwh == 200
+    assert "kept as it was" in caplog.text
+    file.unlink()
+    (tmp_path / "yy.csv").unlink()
+    assert signal.at("XX", NOW).value_g_per_kwh == 200
+    write(tmp_path, "xx.csv", hourly(start, [300.0] * 24))
+    assert signal.at("XX", NOW).value_g_per_kwh == 300
