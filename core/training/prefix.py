@@ -22,28 +22,26 @@ last bits (matrix kernels choose their blocking by size); docs/prefix-reuse.md h
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from core.training.interval import Spared
+from core.training.prefix_cut import captured, put_in
 from core.training.prefix_layout import (
     NOWHERE,
-    Block,
-    Chain,
     Layout,
-    Station,
     as_evaluated,
     find_layout,
     probe_batch,
-    taken,
 )
 from core.training.prefix_store import RowStore
-from core.training.pricing import Price, Shape, price_forward
+from core.training.pricing import Price, Shape, price_blocks
 from core.training.step import IGNORED, Batch, LossStep, StepInputs, StepOutput
 
 #: relative difference up to which logits with and without reuse count as the same computation:
@@ -54,13 +52,18 @@ _KEY_BYTES = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixReuse:
-    """What the store may take. ``dtype`` None: as computed, exact; bfloat16: half the room."""
+    """What the store may take. ``dtype`` None: as computed, exact; bfloat16: half the room.
+
+    ``spared``: what each boundary spares the mean step, for selections to count on; None where
+    there may not be room for every row, so that nothing may be counted on.
+    """
 
     memory_bytes: int
     disk_bytes: int = 0
     #: of the file that holds what memory does not
     folder: Path | None = None
     dtype: torch.dtype | None = None
+    spared: Spared | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,7 @@ class ReusingStep(LossStep):
         #: boundary -> what hidden states at its cuts are computed in
         self._computed: dict[int, tuple[torch.dtype, ...]] = {}
         self._forward = forward
+        self._block_prices: dict[str, Price] = {}
         self._prices: dict[int, Price] = {}
 
     def inputs(self, batch: Batch) -> StepInputs:
@@ -156,7 +160,7 @@ class ReusingStep(LossStep):
             return output
         with put_in(self.model, self._layout, boundary, self._batched(boundary, whole, inputs)):
             output = super().__call__(inputs)
-        return replace(output, saved_flops=self._saved(boundary, inputs.shape))
+        return replace(output, saved_flops=self._skipped(boundary)(inputs.shape))
 
     @torch.no_grad()
     def refill(self, _seen: Iterable[StepInputs]) -> float:
@@ -179,12 +183,25 @@ class ReusingStep(LossStep):
             return self._boundary
         # something below may be about to be trained
         self._is_verified = False
-        if not self._layout.cuts(lowest) or not self._checked(lowest):
+        lowest = self._cuttable(lowest)
+        if lowest == NOWHERE:
             return NOWHERE
         self.store.clear()
         self._boundary, self._fingerprint = lowest, self._digest(lowest)
         self._is_verified = True
         return lowest
+
+    def forget(self) -> None:
+        """Begin anew: the next pass fills the store, at the boundary that it finds."""
+        self.store.clear()
+        self._boundary = NOWHERE
+
+    def _cuttable(self, lowest: int) -> int:
+        """The highest boundary up to ``lowest`` that the model can be cut at, or NOWHERE."""
+        for boundary in range(lowest, NOWHERE, -1):
+            if self._layout.cuts(boundary) and self._checked(boundary):
+                return boundary
+        return NOWHERE
 
     def _is_unchanged(self) -> bool:
         """Whether the weights below the stored rows are what they were; compared when in doubt."""
@@ -255,116 +272,30 @@ class ReusingStep(LossStep):
             batched.append(whole.to(device, dtype, non_blocking=True))
         return batched
 
-    def _saved(self, boundary: int, shape: Shape) -> float:
-        """FLOPs that a forward pass of this shape is spared."""
+    def spared(self, shapes: Sequence[Shape]) -> Spared:
+        """What the mean forward pass of ``shapes`` is spared at every boundary that can be used."""
+        flops, sure = [], 0.0
+        for boundary in range(len(self._layout.stations)):
+            if self._cuttable(boundary) == boundary:
+                price = self._skipped(boundary)
+                sure = max(sure, sum(map(price, shapes)) / len(shapes))
+            flops.append(sure)
+        return Spared(boundary=self._layout.first_use, flops=tuple(flops))
+
+    def _skipped(self, boundary: int) -> Price:
+        """Price of what a forward pass is spared."""
+        layout = self._layout
+        if not self._block_prices:
+            paths = [block.path for chain in layout.chains for block in chain.blocks]
+            self._block_prices = price_blocks(self.model, paths)
         if boundary not in self._prices:
-            layout = self._layout
-
-            @contextmanager
-            def skipping(shadow: nn.Module, of: Shape) -> Iterator[None]:
-                with put_in(shadow, layout, boundary, _shapes_alone(layout, boundary, of)):
-                    yield
-
-            self._prices[boundary] = price_forward(self.model, skipping)
-        return self._forward(shape) - self._prices[boundary](shape)
-
-
-@contextmanager
-def captured(model: nn.Module, layout: Layout, boundary: int) -> Iterator[list[Tensor]]:
-    """Collects the hidden states at every cut of the one forward pass that follows; what runs
-    before ``boundary`` runs in evaluation mode.
-    """
-    hidden: list[Tensor] = []
-    with ExitStack() as hooks, as_evaluated(model) as restore:
-        for cut in layout.cuts(boundary):
-            hooks.enter_context(_at(model, layout, cut, lambda each: hidden.append(each.detach())))
-        hooks.enter_context(_at(model, layout, layout.stations[boundary], lambda _: restore()))
-        yield hidden
-
-
-@contextmanager
-def put_in(
-    model: nn.Module, layout: Layout, boundary: int, hidden: Sequence[Tensor]
-) -> Iterator[None]:
-    """Skips the blocks before ``boundary`` in the one forward pass that follows.
-
-    Args:
-        hidden: at each cut, as `captured` gives them.
-    """
-    with ExitStack() as changes, as_evaluated(model) as restore:
-        for cut, stored in zip(layout.cuts(boundary), hidden, strict=True):
-            chain = layout.chains[cut.chain]
-            is_end = cut.place == len(chain.blocks)
-            for place, block in layout.skipped(cut).items():
-                gives = stored if is_end and place == cut.place - 1 else None
-                changes.enter_context(
-                    _replaced(model.get_submodule(block.path), _passing_on(chain, block, gives))
-                )
-            if not is_end:
-                entry = model.get_submodule(chain.blocks[cut.place].path)
-                changes.callback(_feed(entry, chain, stored))
-        changes.enter_context(_at(model, layout, layout.stations[boundary], lambda _: restore()))
-        yield
-
-
-@contextmanager
-def _at(
-    model: nn.Module, layout: Layout, station: Station, act: Callable[[Tensor], None]
-) -> Iterator[None]:
-    """Calls ``act`` with the hidden states when the pass comes by ``station``."""
-    chain = layout.chains[station.chain]
-    if station.place < len(chain.blocks):
-        handle = model.get_submodule(chain.blocks[station.place].path).register_forward_pre_hook(
-            lambda _block, args, kwargs: act(taken(args, kwargs, chain.slot)), with_kwargs=True
-        )
-    else:
-        handle = model.get_submodule(chain.blocks[-1].path).register_forward_hook(
-            lambda _block, _args, output: act(output[0] if isinstance(output, tuple) else output)
-        )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(block).get("forward")
-    block.forward = forward
-    try:
-        yield
-    finally:
-        del block.forward
-        if own is not None:
-            block.forward = own
-
-
-def _passing_on(chain: Chain, block: Block, gives: Tensor | None) -> Callable[..., Any]:
-    """What stands in for a skipped block: hands ``gives``, or what it gets, to the next."""
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        hidden = taken(args, kwargs, chain.slot) if gives is None else gives
-        if not block.gives_tuple:
-            return hidden
-        others = (None if slot is None else taken(args, kwargs, slot) for slot in block.others)
-        return (hidden, *others)
-
-    return forward
-
-
-def _feed(entry: nn.Module, chain: Chain, stored: Tensor) -> Callable[[], None]:
-    def replace_hidden(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if isinstance(chain.slot, int):
-            return (*args[: chain.slot], stored, *args[chain.slot + 1 :]), kwargs
-        return args, {**kwargs, chain.slot: stored}
-
-    return entry.register_forward_pre_hook(replace_hidden, with_kwargs=True).remove
-
-
-def _shapes_alone(layout: Layout, boundary: int, shape: Shape) -> list[Tensor]:
-    B, T, U, _ = shape
-    chains = [layout.chains[cut.chain] for cut in layout.cuts(boundary)]
-    return [torch.empty(B, T if c.side == "input" else U, c.width, device="meta") for c in chains]
+            parts = [
+                self._block_prices[block.path].coefficients
+                for cut in layout.cuts(boundary)
+                for block in layout.skipped(cut).values()
+            ]
+            self._prices[boundary] = Price(coefficients=np.sum(parts, axis=0))
+        return self._prices[boundary]
 
 
 def _rows(batch: Batch, *, is_pair: bool) -> tuple[Row, ...] | None:

@@ -10,7 +10,7 @@ is computed too, padding to some maximum not, because it is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,30 +154,40 @@ def profile_shape(model: Any, shape: Shape, *, recomputes: bool = False) -> Flop
     return profile(model, _tensors(shape), loss=loss, recomputes=recomputes)
 
 
-def price_forward(
-    model: Any, around: Callable[[Any, Shape], AbstractContextManager[None]]
-) -> Price:
-    """Price of the forward pass as it runs inside ``around``, which may change what is computed.
-
-    Args:
-        around: gets a copy of the model without data, and the shape of the pass.
+def price_blocks(model: Any, paths: Collection[str]) -> dict[str, Price]:
+    """Forward price of each of the submodules ``paths``, as part of a whole pass.
 
     Raises:
-        ModelUnsupported: it cannot be traced, or its cost has other terms.
+        ModelUnsupported: the model cannot be traced, or a cost has other terms.
     """
     shadow: Any = meta_copy(model)
     is_pair = bool(model.config.is_encoder_decoder)
     shapes = _PAIR_SHAPES if is_pair else _CAUSAL_SHAPES
-
-    def measured(shape: Shape) -> float:
-        with MetaTrace() as mode, torch.enable_grad(), around(shadow, shape):
-            LossStep(shadow)(_inputs(_tensors(shape), shape))
-        return float(mode.forward_flops)
-
-    price = _solved(shapes, [measured(shape) for shape in shapes])
+    spent = [_spent_in(shadow, paths, shape) for shape in shapes]
+    prices = {path: _solved(shapes, [each[path] for each in spent]) for path in paths}
     check = _CHECK_SHAPES[is_pair]
-    _require_close(model, check, measured(check), price(check))
-    return price
+    for path, measured in _spent_in(shadow, paths, check).items():
+        _require_close(model, check, measured, prices[path](check))
+    return prices
+
+
+def _spent_in(shadow: Any, paths: Collection[str], shape: Shape) -> dict[str, float]:
+    """FLOPs of one forward pass inside each of ``paths``."""
+    spent = dict.fromkeys(paths, 0.0)
+    with MetaTrace() as mode, torch.enable_grad(), ExitStack() as hooks:
+
+        def count(path: str, sign: int) -> Callable[..., None]:
+            def add(*_: Any) -> None:
+                spent[path] += sign * mode.forward_flops
+
+            return add
+
+        for path in paths:
+            module = shadow.get_submodule(path)
+            hooks.callback(module.register_forward_pre_hook(count(path, -1)).remove)
+            hooks.callback(module.register_forward_hook(count(path, 1)).remove)
+        LossStep(shadow)(_inputs(_tensors(shape), shape))
+    return spent
 
 
 def _tensors(shape: Shape) -> dict[str, torch.Tensor]:

@@ -305,3 +305,17 @@ def test_autocast_is_reproduced():
     first, second = step(inputs), step(inputs)
     assert second.saved_flops > 0
     assert torch.equal(first.loss_sum, second.loss_sum)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_what_selections_may_count_on_is_what_a_pass_is_spared(kind):
+    model = tiny_model(kind)
+    inputs = _step(model).inputs(padded_batch(is_pair=kind in PAIRS))
+    spared = _step(model).spared([inputs.shape])
+    assert list(spared.flops) == sorted(spared.flops)
+    for station in _stations(kind):
+        names = _train_from(model, station)
+        step = _step(model)
+        step(inputs)
+        assert spared.of(names) == pytest.approx(step(inputs).saved_flops)
+    assert spared.of([n for n, _ in model.named_parameters()]) == 0
