@@ -84,23 +84,30 @@ def meta_copy(model: nn.Module) -> nn.Module:
 
     Raises ModelUnsupported for quantised weights and for models that cannot be copied.
     """
-    replaced: dict[int, Any] = {}
-    for name, parameter in model.named_parameters():
-        _refuse_quantised(name, parameter)
-        replaced[id(parameter)] = nn.Parameter(torch.empty_like(parameter, device="meta"))
-    for buffer in model.buffers():
-        replaced[id(buffer)] = torch.empty_like(buffer, device="meta")
-    try:
-        shadow: Any = copy.deepcopy(model, replaced)
-    except (TypeError, RuntimeError, AttributeError) as error:
-        raise ModelUnsupported(
-            f"{type(model).__name__} cannot be copied for profiling: {error}", param="model"
-        ) from error
+    shadow: Any = shaped_copy(model, lambda tensor: torch.empty_like(tensor, device="meta"))
     if hasattr(shadow, "set_attn_implementation"):
         # a model without an eager form keeps its own; torch's fused one is plain products on meta
         with contextlib.suppress(ValueError):
             shadow.set_attn_implementation("eager")
     return cast("nn.Module", shadow.eval())
+
+
+def shaped_copy(model: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of ``model`` with every parameter (differentiable) and buffer replaced by ``like`` of
+    it. Raises as `meta_copy`.
+    """
+    replaced: dict[int, Any] = {}
+    for name, parameter in model.named_parameters():
+        _refuse_quantised(name, parameter)
+        replaced[id(parameter)] = nn.Parameter(like(parameter.detach()))
+    for buffer in model.buffers():
+        replaced[id(buffer)] = like(buffer)
+    try:
+        return copy.deepcopy(model, replaced)
+    except (TypeError, RuntimeError, AttributeError) as error:
+        raise ModelUnsupported(
+            f"{type(model).__name__} cannot be copied for profiling: {error}", param="model"
+        ) from error
 
 
 def _refuse_quantised(name: str, parameter: nn.Parameter) -> None:

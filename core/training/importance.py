@@ -19,7 +19,8 @@ cost nothing. All four add up over tensors, as the selector needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from random import Random
 from typing import Any, TypeVar
@@ -139,6 +140,21 @@ def sum_over_gradients(
             if not flag:
                 parameter.grad = None
     return {name: float(total) / len(probes) for name, total in sums.items()}
+
+
+@contextmanager
+def freeing_gradients(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Inside, a gradient is freed as soon as it is whole."""
+
+    def free(parameter: torch.Tensor) -> None:
+        parameter.grad = None
+
+    handles = [_watch(p, free) for p in parameters if p.requires_grad]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _mean_loss(step: LossStep) -> Callable[[StepInputs], torch.Tensor]:
