@@ -10,5 +10,6 @@ from typing import Final
 
 RUN_JOB: Final = "greentune.run_job"
 SWEEP: Final = "greentune.sweep"
+REVISE: Final = "greentune.revise"
 JOBS_QUEUE: Final = "greentune.jobs"
 CONTROL_QUEUE: Final = "greentune.control"

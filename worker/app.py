@@ -14,28 +14,35 @@ import secrets
 import signal
 import socket
 import sys
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from celery import Celery
 from celery.beat import EmbeddedService
 from celery.signals import worker_shutting_down
 
+from core.carbon.signal import LiveOptions, open_signal
 from core.errors import Unavailable
 from core.jobs import store
-from core.jobs.database import now, open_database
+from core.jobs.database import Database, now, open_database
 from core.jobs.records import Claim
+from core.jobs.signal_texts import SignalTexts
 from core.settings import Settings
-from core.wire import CONTROL_QUEUE, JOBS_QUEUE, SWEEP
+from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, SWEEP
 from worker import tasks
+from worker.revision import revise
 from worker.supervisor import Supervisor, Terms
 
 logger = logging.getLogger(__name__)
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-# Tasks last milliseconds; a second thread lets a sweep wait for the database without holding up
-# a nudge. Jobs run in the supervisor's slots, never here.
+# Providers replace their estimates within hours to days.
+REVISE_EVERY_S: Final = 3_600.0
+# Tasks last milliseconds; a second thread lets a sweep wait for the database, and a revision for
+# the grid's provider, without holding up a nudge. Jobs run in the supervisor's slots, never here.
 TASK_THREADS: Final = 2
-# In memory: the one entry is due soon after every start anyway, and a schedule file would need a
+# In memory: the sweep is due soon after every start anyway, and a schedule file would need a
 # writable folder.
 BEAT_SCHEDULER: Final = "celery.beat:Scheduler"
 
@@ -91,7 +98,12 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 "schedule": settings.sweep_every_s,
                 # after an outage of the broker one sweep is due, not an hour's worth
                 "options": {"queue": CONTROL_QUEUE, "expires": settings.sweep_every_s},
-            }
+            },
+            "revise": {
+                "task": REVISE,
+                "schedule": REVISE_EVERY_S,
+                "options": {"queue": CONTROL_QUEUE, "expires": REVISE_EVERY_S},
+            },
         },
     }
 
@@ -126,7 +138,12 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
             supervisor.drain()
 
     app = make_app(settings)
-    tasks.register(app, wake=supervisor.wake, sweep=supervisor.sweep)
+    tasks.register(
+        app,
+        wake=supervisor.wake,
+        sweep=supervisor.sweep,
+        revise=partial(revise_accounts, settings, database),
+    )
     worker_shutting_down.connect(on_signal, weak=False)
     supervisor.start()
     try:
@@ -139,6 +156,25 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
         supervisor.join()
         database.dispose()
     return status
+
+
+def revise_accounts(settings: Settings, database: Database) -> int:
+    """Stored samples at the intensities that the grid has told since; how many changed. Recorded
+    and yearly values never change: only a live signal is asked.
+    """
+    if settings.carbon_signal in ("static", "trace"):
+        return 0
+    grid = open_signal(
+        settings.carbon_signal,
+        live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
+    )
+    return revise(
+        database,
+        grid,
+        pue=settings.pue,
+        embodied_g_per_hour=settings.embodied_g_per_hour,
+        now=datetime.now(UTC),
+    )
 
 
 def _listen(app: Celery, name: str, *, beat: bool) -> int:

@@ -9,12 +9,18 @@ from collections.abc import Callable
 
 from celery import Celery
 
-from core.wire import JOBS_QUEUE, RUN_JOB, SWEEP
+from core.wire import JOBS_QUEUE, REVISE, RUN_JOB, SWEEP
 
 logger = logging.getLogger(__name__)
 
 
-def register(app: Celery, *, wake: Callable[[], None], sweep: Callable[[], list[str]]) -> None:
+def register(
+    app: Celery,
+    *,
+    wake: Callable[[], None],
+    sweep: Callable[[], list[str]],
+    revise: Callable[[], int],
+) -> None:
     """Bind the task names to this process's supervisor.
 
     Tasks return at once: a job that lasts for hours never holds a message, a pool thread or the
@@ -31,3 +37,7 @@ def register(app: Celery, *, wake: Callable[[], None], sweep: Callable[[], list[
     def settle_expired() -> None:
         for job_id in sweep():
             app.send_task(RUN_JOB, args=[job_id], queue=JOBS_QUEUE)
+
+    @app.task(name=REVISE)
+    def account_again() -> None:
+        revise()

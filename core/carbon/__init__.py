@@ -11,6 +11,7 @@
     estimate    options before submission     simulate    a year of jobs on recorded hours
     sources, tracker, meter    joules of this machine, measured where the hardware allows it
     energy, account, baseline, coverage    joules x intensity: sums, savings, gaps (pure)
+    revision    guessed intensities give way to what the grid told later
     compose     rows and job facts -> report, the one place
     report, page       JSON, CSV, HTML
     evidence, verify   the raw rows, and every figure recomputed from them

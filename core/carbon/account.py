@@ -135,6 +135,9 @@ class EmissionsReport:
     emissions_low_g: float
     emissions_high_g: float
     mean_intensity_g_per_kwh: float | None
+    #: rows accounted again since, and what the total was before that
+    n_revised: int
+    first_emissions_g: float
     baseline: Baseline | None
     savings: Savings | None
 
@@ -194,6 +197,8 @@ def report_emissions(
         emissions_low_g=low_g,
         emissions_high_g=high_g,
         mean_intensity_g_per_kwh=mean,
+        n_revised=sum(r.revised_from is not None for r in ordered),
+        first_emissions_g=math.fsum(_first_g(r, kind, pue) for r in ordered),
         baseline=against,
         savings=None
         if against is None or mean is None or against.kind != kind
@@ -223,6 +228,14 @@ def row_emissions_g(row: MeteredRow, kind: str | None, pue: float) -> float:
     if row.intensity_g_per_kwh is None or row.intensity_kind != kind:
         return 0.0
     return emissions_g(row.energy_j * pue, row.intensity_g_per_kwh)
+
+
+def _first_g(row: MeteredRow, kind: str | None, pue: float) -> float:
+    """As `row_emissions_g`, at what the row was accounted at first."""
+    first = row if row.revised_from is None else row.revised_from
+    if first.intensity_g_per_kwh is None or first.intensity_kind != kind:
+        return 0.0
+    return emissions_g(row.energy_j * pue, first.intensity_g_per_kwh)
 
 
 def _sum(name: str, rows: Sequence[MeteredRow], kind: str | None, pue: float) -> Sum:

@@ -41,6 +41,29 @@ class MeterGap:
     reason: str
 
 
+class FirstIntensity(Protocol):
+    """What a row was accounted at before the grid told better; None: at nothing."""
+
+    @property
+    def intensity_g_per_kwh(self) -> float | None: ...
+    @property
+    def intensity_kind(self) -> str | None: ...
+    @property
+    def intensity_source(self) -> str | None: ...
+    @property
+    def intensity_is_estimated(self) -> bool | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """A `FirstIntensity` of our own."""
+
+    intensity_g_per_kwh: float | None = None
+    intensity_kind: str | None = None
+    intensity_source: str | None = None
+    intensity_is_estimated: bool | None = None
+
+
 class MeteredRow(Protocol):
     """A stored energy sample with the intensity found for it (`core.jobs` stores the like)."""
 
@@ -66,6 +89,10 @@ class MeteredRow(Protocol):
     def zone(self) -> str | None: ...
     @property
     def attempt(self) -> int: ...
+    @property
+    def revised_from(self) -> FirstIntensity | None:
+        """None: accounted once."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +110,7 @@ class MeteredEnergy:
     intensity_is_estimated: bool | None = None
     zone: str | None = None
     attempt: int = 0
+    revised_from: FirstIntensity | None = None
 
 
 def attribute(
@@ -132,7 +160,7 @@ def _row(
         intensity_g_per_kwh=None if slot is None else slot.value_g_per_kwh,
         intensity_kind=None if slot is None else slot.kind,
         intensity_source=None if slot is None else slot.source,
-        intensity_is_estimated=None if slot is None else slot.is_estimated,
+        intensity_is_estimated=None if slot is None else slot.is_estimated or slot.is_forecast,
         zone=None if slot is None else slot.zone,
         attempt=attempt,
     )

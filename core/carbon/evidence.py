@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from core.carbon.account import EmissionsReport, Overhead, OverheadRow
 from core.carbon.compose import JobFacts
-from core.carbon.energy import MeteredEnergy, MeteredRow
+from core.carbon.energy import MeteredEnergy, MeteredRow, Original
 from core.carbon.report import stamp
 
 
@@ -83,7 +83,7 @@ class Evidence:
     def from_dict(cls, body: Mapping[str, Any]) -> Self:
         return cls(
             **{name: body[name] for name in _NUMBERS},
-            samples=tuple(MeteredEnergy(**_parsed(row)) for row in body["samples"]),
+            samples=tuple(_row_of(row) for row in body["samples"]),
             overheads=tuple(Overhead(**_parsed(row)) for row in body["overheads"]),
             grid=tuple(GridSlot(**_parsed(row)) for row in body["grid"]),
         )
@@ -100,8 +100,18 @@ _NUMBERS = (
 
 
 def _own(row: MeteredRow) -> MeteredEnergy:
-    names = MeteredEnergy.__dataclass_fields__
-    return MeteredEnergy(**{name: getattr(row, name) for name in names})
+    own = {name: getattr(row, name) for name in MeteredEnergy.__dataclass_fields__}
+    if row.revised_from is not None:
+        names = Original.__dataclass_fields__
+        own["revised_from"] = Original(**{n: getattr(row.revised_from, n) for n in names})
+    return MeteredEnergy(**own)
+
+
+def _row_of(body: Mapping[str, Any]) -> MeteredEnergy:
+    row = _parsed(body)
+    if row["revised_from"] is not None:
+        row["revised_from"] = Original(**row["revised_from"])
+    return MeteredEnergy(**row)
 
 
 def _stamped(body: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ Factor = Literal["lifecycle", "direct"]
 WORLD = "WORLD"
 #: in the source of a value that is older than its provider promises
 STAND_IN = "last known value"
+#: in the source of a value that a live signal took from the yearly table
+STATIC_AVERAGE = "static average"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ _MARKETS = {
 }
 #: what the habits of `core.carbon.forecast` learn from
 _MEMORY = timedelta(days=21)
+#: providers replace their estimates within days
+_UNSURE = timedelta(days=3)
 #: of five minutes: a week
 _MOST_SLOTS = 2_016
 #: characters of a reason in a source, which is stored with every sample
@@ -127,6 +129,11 @@ class LiveSignal:
         def ask() -> tuple[Intensity, ...]:
             before = Known.from_text(self._store.load(self._key("recent", area)))
             since = max((s.moment for s in before.slots), default=min(start, now - _MEMORY))
+            # estimates give way to what was measured: asked for again, for as long as that happens
+            guessed = (
+                s.moment for s in before.slots if s.is_estimated and s.moment > now - _UNSURE
+            )
+            since = min((since, *guessed))
             past = self._provider.history(area, since, now)
             latest = past[-1] if past and past[-1].until and past[-1].until > now else None
             return (*past, latest or self._provider.current(area, now))

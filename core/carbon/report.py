@@ -108,6 +108,10 @@ def to_dict(report: EmissionsReport) -> dict[str, Any]:
         "overheads": [_line(s) for s in report.by_overhead],
         "other_kinds": [_line(s) for s in report.by_other_kind],
         "unaccounted": _unaccounted(report),
+        "revised": {
+            "intervals": report.n_revised,
+            "co2e_g_before": _round(report.first_emissions_g),
+        },
         "baseline": _baseline(report),
         "savings": _savings(report),
         "trained_tokens": report.trained_tokens,
@@ -373,6 +377,11 @@ def _notes(report: EmissionsReport) -> list[str]:
         )
     if report.measured_share < 1:
         notes.append(f"{1 - report.measured_share:.0%} of the energy is estimated, not measured.")
+    if report.n_revised:
+        notes.append(
+            f"{report.n_revised} intervals were revised when the grid had told their intensity; "
+            f"the total was {_round(report.first_emissions_g)} g of {report.kind} intensity before."
+        )
     if report.stale:
         notes.append("The intensity was stale for part of the job.")
     return notes

@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from core.carbon.account import OverheadRow
-from core.carbon.energy import MeteredRow
+from core.carbon.energy import MeteredEnergy, MeteredRow
 from core.carbon.evidence import Evidence
 
 #: half a unit of the sixth digit shown
@@ -89,6 +89,20 @@ def _row_g(row: MeteredRow, kind: str | None, pue: Fraction) -> Fraction:
     return Fraction(row.energy_j) * pue * Fraction(row.intensity_g_per_kwh) / _J_PER_KWH
 
 
+def _first(row: MeteredRow) -> MeteredRow:
+    """As it was accounted at first."""
+    told = row.revised_from or row
+    return MeteredEnergy(
+        device=row.device,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        energy_j=row.energy_j,
+        method=row.method,
+        intensity_g_per_kwh=told.intensity_g_per_kwh,
+        intensity_kind=told.intensity_kind,
+    )
+
+
 def _grams(rows: Sequence[MeteredRow], kind: str | None, pue: Fraction) -> Fraction:
     return sum((_row_g(r, kind, pue) for r in rows), Fraction(0))
 
@@ -120,6 +134,14 @@ def _emissions(
             (_row_g(r, kind, pue) * factor[r.method != "estimate"] for r in rows), Fraction(0)
         )
         yield Check(figure=f"co2e_g_range.{end}", stated=report["co2e_g_range"][end], exact=exact)
+    revised = [r for r in rows if r.revised_from is not None]
+    stated = report["revised"]
+    yield Check(
+        figure="revised.intervals", stated=stated["intervals"], exact=Fraction(len(revised))
+    )
+    first = [_first(r) for r in rows]
+    figure, exact = "revised.co2e_g_before", _grams(first, kind, pue)
+    yield Check(figure=figure, stated=stated["co2e_g_before"], exact=exact)
     known_wh = _wh([r for r in rows if r.intensity_kind == kind and kind is not None])
     if known_wh:
         mean = _grams(rows, kind, Fraction(1)) * _WH_PER_KWH / known_wh

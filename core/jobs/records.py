@@ -8,8 +8,53 @@ from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from core.jobs import ids
+from core.jobs.energy_records import (
+    Baseline,
+    CostRecord,
+    EnergyRecord,
+    FirstIntensity,
+    FullCostRecord,
+    KindSpent,
+    OverheadRecord,
+    SpentRecord,
+)
 from core.jobs.lifecycle import EventType, GreenState, Level, Status, green_state
 from core.spec import JobSpec
+
+__all__ = [
+    "AtWorkRecord",
+    "AttemptRecord",
+    "Baseline",
+    "Caller",
+    "CheckpointRecord",
+    "Claim",
+    "CostRecord",
+    "EnergyRecord",
+    "EventRecord",
+    "FilePurpose",
+    "FileRecord",
+    "FileStatus",
+    "FirstIntensity",
+    "FullCostRecord",
+    "Hyperparameters",
+    "JobError",
+    "JobRecord",
+    "KeyRecord",
+    "KindSpent",
+    "ModelRecord",
+    "NewCheckpoint",
+    "NewFile",
+    "Order",
+    "Orders",
+    "Outcome",
+    "OverheadRecord",
+    "Page",
+    "Progress",
+    "Scope",
+    "SpentRecord",
+    "StoredReply",
+    "WorkerRecord",
+]
 
 T = TypeVar("T")
 
@@ -77,37 +122,6 @@ class Progress:
     train_loss: float | None = None
     valid_loss: float | None = None
     tokens_per_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """Full fine-tuning started at submission, as `core.carbon.baseline` has it."""
-
-    #: of the intensity: "average" or "marginal"
-    kind: str
-    energy_j: float
-    emissions_g: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FullCostRecord:
-    """Full fine-tuning of this job's base model on its hardware, as it was measured."""
-
-    s_per_token: float
-    j_per_token: float
-    #: this job's own steps, or an earlier job's on the same hardware
-    measured_by: Literal["job", "machine"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KindSpent:
-    """Energy of a job that one kind of intensity is known of, and its grams."""
-
-    #: "average" or "marginal"
-    kind: str
-    energy_j: float
-    #: without the building's share
-    emissions_g: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,55 +234,6 @@ class NewCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnergyRecord:
-    """Energy of one device over one interval. Identified by (attempt, device, started_at)."""
-
-    device: str
-    started_at: datetime
-    ended_at: datetime
-    energy_j: float
-    #: how it was obtained, e.g. "nvml_counter", "rapl", "estimate"
-    method: str
-    #: of the grid when the sample was written; None: no usable signal
-    intensity_g_per_kwh: float | None = None
-    intensity_kind: str | None = None
-    intensity_source: str | None = None
-    intensity_is_estimated: bool | None = None
-    zone: str | None = None
-    #: set by the store; a worker's samples always belong to its own attempt
-    attempt: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OverheadRecord:
-    """A time of an attempt that went into something other than training steps.
-
-    Identified by (attempt, kind, started_at).
-    """
-
-    #: such as "selection" or "checkpoint"
-    kind: str
-    started_at: datetime
-    ended_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpentRecord:
-    """Energy of one job, added up per zone, method and kind of intensity."""
-
-    job_id: str
-    zone: str | None
-    method: str
-    intensity_kind: str | None
-    #: of the samples that lie wholly inside the time asked for
-    energy_j: float
-    #: theirs, each times its intensity: J g/kWh
-    weighted: float
-    #: of all samples, whenever
-    all_time_j: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class AtWorkRecord:
     """What sums over many jobs need of each."""
 
@@ -374,20 +339,6 @@ class ModelRecord:
     #: object key prefix of its files
     prefix: str
     n_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostRecord:
-    """What training a base model cost on some hardware: measured in a job's first steps."""
-
-    model: str
-    hardware: str
-    #: share of full fine-tuning's FLOPs that was trained at
-    rho: float
-    #: of trained tokens, without padding
-    s_per_token: float
-    j_per_token: float
-    updated_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from core.jobs.columns import AsJson, FreeText, UtcDateTime, flat_record, flat_r
 from core.jobs.lifecycle import Status
 from core.jobs.records import (
     Baseline,
+    FirstIntensity,
     FullCostRecord,
     Hyperparameters,
     JobError,
@@ -209,7 +210,7 @@ class Checkpoint(Base):
 
 
 class EnergySample(Base):
-    """Append-only; the key makes writing a window twice harmless."""
+    """Append-only but for `revise_energy`; the key makes writing a window twice harmless."""
 
     __tablename__ = "energy_samples"
 
@@ -225,6 +226,7 @@ class EnergySample(Base):
     intensity_source: Mapped[str | None] = mapped_column(_NAME)
     intensity_is_estimated: Mapped[bool | None]
     zone: Mapped[str | None] = mapped_column(_WORD)
+    revised_from: Mapped[FirstIntensity | None] = mapped_column(flat_record(FirstIntensity))
 
 
 class Overhead(Base):

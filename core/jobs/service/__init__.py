@@ -6,6 +6,7 @@
 ``idempotency``  one effect for a request that is sent twice
 ``work``         what the owner of a job does: claim, heartbeat, report
 ``evidence``     the owner's energy samples, overheads and checkpoints
+``revisions``    samples accounted again at actual intensities
 ``endings``      how the owner lets go: succeed, fail, cancelled, paused, hold, release
 ``sweeper``      settles the jobs whose owner is gone
 
@@ -32,6 +33,7 @@ from core.jobs.service.evidence import (
 from core.jobs.service.files import create_file, delete_file
 from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
 from core.jobs.service.models import delete_model
+from core.jobs.service.revisions import revise_energy
 from core.jobs.service.sweeper import sweep
 from core.jobs.service.work import (
     append_event,
@@ -71,6 +73,7 @@ __all__ = [
     "record_progress",
     "release",
     "resume",
+    "revise_energy",
     "set_baseline",
     "set_full_cost",
     "started",

@@ -122,7 +122,7 @@ def _insert_new(
     session: Session, job_id: str, fence: int, samples: Sequence[EnergyRecord]
 ) -> list[tuple[float, float | None, str | None]]:
     """Energy, intensity and its kind of those samples that were not stored before."""
-    names = [f.name for f in fields(EnergyRecord) if f.name != "attempt"]
+    names = [f.name for f in fields(EnergyRecord) if f.name not in ("attempt", "revised_from")]
     rows = [
         {name: getattr(sample, name) for name in names} | {"job_id": job_id, "attempt": fence}
         for sample in samples

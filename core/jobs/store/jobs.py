@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, func, select
+from sqlalchemy import ColumnElement, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from core.errors import ModelNotFound, NotFound
@@ -220,6 +221,24 @@ def list_energy(session: Session, job_id: str) -> tuple[EnergyRecord, ...]:
     )
     rows = session.scalars(statement, execution_options=FRESH)
     return tuple(record(EnergyRecord, row) for row in rows)
+
+
+def list_guessed_jobs(session: Session, *, since: datetime) -> tuple[JobRecord, ...]:
+    """Of all tenants: jobs with samples whose intensity was estimated or not known, that have not
+    ended before ``since``. For the operator, never for a caller.
+    """
+    sample = EnergySample
+    is_guess = or_(sample.intensity_g_per_kwh.is_(None), sample.intensity_is_estimated.is_(True))
+    statement = (
+        select(Job)
+        .where(
+            or_(Job.finished_at.is_(None), Job.finished_at >= since),
+            exists(select(1).where(sample.job_id == Job.id, is_guess)),
+        )
+        .order_by(Job.created_at, Job.id)
+    )
+    rows = session.scalars(statement, execution_options=FRESH)
+    return tuple(job_record(job) for job in rows)
 
 
 def list_energy_merged(session: Session, job_id: str) -> tuple[EnergyRecord, ...]:

@@ -218,6 +218,8 @@ def recomputed(told: dict[str, Any], evidence: dict[str, Any]) -> Figures:
         ("co2e_g_range", "high"): sum(_grams(row) * _factor(row, "high") for row in rows) * pue,
         ("intensity_g_per_kwh", "mean"): grams * 3_600_000 / joules,
         ("unaccounted", "energy_wh"): Fraction(0),
+        ("revised", "intervals"): 0,
+        ("revised", "co2e_g_before"): grams * pue,
         ("baseline", "energy_wh"): full_j * pue / 3600,
         ("baseline", "duration_s"): full_s,
         ("baseline", "intensity_g_per_kwh"): mean,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from core.settings import Settings
-from core.wire import CONTROL_QUEUE, JOBS_QUEUE, RUN_JOB, SWEEP
+from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, RUN_JOB, SWEEP
 from worker import tasks
 from worker.app import make_app, terms_of
 
@@ -32,7 +32,7 @@ def test_a_long_outage_of_the_broker_does_not_end_the_worker(settings: Settings)
 
 
 def test_the_sweep_goes_to_the_control_queue_and_does_not_pile_up(settings: Settings):
-    (entry,) = make_app(settings).conf.beat_schedule.values()
+    entry = make_app(settings).conf.beat_schedule["sweep"]
     assert entry["task"] == SWEEP
     assert entry["schedule"] == 7.0
     assert entry["options"] == {"queue": CONTROL_QUEUE, "expires": 7.0}
@@ -42,11 +42,18 @@ def test_a_nudge_wakes_and_a_sweep_nudges_again(settings: Settings):
     app = make_app(settings)
     woken: list[bool] = []
     sent: list[tuple[str, list[str], str]] = []
-    tasks.register(app, wake=lambda: woken.append(True), sweep=lambda: ["ftjob-1", "ftjob-2"])
+    revised: list[int] = []
+    tasks.register(
+        app,
+        wake=lambda: woken.append(True),
+        sweep=lambda: ["ftjob-1", "ftjob-2"],
+        revise=lambda: revised.append(1) or 0,
+    )
     app.send_task = lambda name, args, queue: sent.append((name, args, queue))
     app.tasks[RUN_JOB]("ftjob-9")
     app.tasks[SWEEP]()
-    assert woken == [True]
+    app.tasks[REVISE]()
+    assert (woken, revised) == ([True], [1])
     assert sent == [(RUN_JOB, ["ftjob-1"], JOBS_QUEUE), (RUN_JOB, ["ftjob-2"], JOBS_QUEUE)]
 
 
