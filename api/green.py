@@ -31,9 +31,10 @@ def green_summary(record: JobRecord, *, pue: float) -> dict[str, Any]:
         "importance": record.spec.green.importance,
         "zone": record.spec.green.zone,
         "rho": rho,
-        "rho_requested": rho if rho != "auto" else progress.rho_requested,
+        "rho_requested": progress.rho_requested if isinstance(rho, str) else rho,
         "rho_measured": progress.rho_measured,
         "training": _own_options(record),
+        "task": None if record.spec.task is None else asdict(record.spec.task),
         "progress": {
             "step": progress.step,
             "total_steps": progress.total_steps,

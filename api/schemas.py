@@ -110,12 +110,26 @@ class MethodOptionsIn(Request):
     ] = None
 
 
+class TaskIn(Request):
+    """The files are tables (CSV, Parquet, or JSONL of named columns), read by a task's template."""
+
+    name: Annotated[Name, Field(description='"scitldr", "dialogsum", "webquestions" or "piqa".')]
+    columns: Annotated[
+        dict[Name, Name] | None,
+        Field(
+            max_length=16,
+            description="Field of the template -> column of the files. Absent: as in the task's "
+            "own data set.",
+        ),
+    ] = None
+
+
 class EvalIn(Request):
     """Questions of the validation file that the model answers before and after training."""
 
-    metrics: Annotated[list[Name] | None, Field(max_length=16, description="Absent: rougeL.")] = (
-        None
-    )
+    metrics: Annotated[
+        list[Name] | None, Field(max_length=16, description="Absent: the task's, or rougeL.")
+    ] = None
     max_examples: Annotated[int | None, Field(description="Absent: 100.")] = None
     decoding: Annotated[Name | None, Field(description='"greedy" or "beam".')] = None
     max_new_tokens: int | None = None
@@ -153,6 +167,7 @@ class GreenIn(Request):
         ),
     ] = None
     training: TrainingIn | None = None
+    task: TaskIn | None = None
     eval: EvalIn | None = None
     schedule: Annotated[
         Name | None,

@@ -6,7 +6,8 @@ import math
 import secrets
 from typing import Any
 
-from api.schemas import CreateJob, EvalIn, GreenIn, HyperparametersIn, TrainingIn
+from api.schemas import CreateJob, EvalIn, GreenIn, HyperparametersIn, TaskIn, TrainingIn
+from core.data.tasks import task_named
 from core.errors import InvalidInput, MissingParameter, RhoInfeasible, UnsupportedMethod
 from core.spec import (
     RHO_FLOOR,
@@ -15,6 +16,7 @@ from core.spec import (
     GreenOptions,
     JobSpec,
     MethodOptions,
+    TaskOptions,
     TrainingOptions,
 )
 
@@ -42,7 +44,8 @@ def spec_of(request: CreateJob, *, default_zone: str | None) -> JobSpec:
 
     Raises:
         UnsupportedMethod: a method other than supervised, or one of ours that does not exist.
-        InvalidInput: a value out of range; ``param`` is its path in the request.
+        InvalidInput: a value out of range, or an unknown task or field of one; ``param`` is its
+            path in the request.
         MissingParameter: ``rho: "auto"`` asked for with no zone to follow.
         RhoInfeasible: ``rho`` below what any model can reach.
     """
@@ -58,6 +61,7 @@ def spec_of(request: CreateJob, *, default_zone: str | None) -> JobSpec:
             seed=secrets.randbelow(SEED_MAX + 1) if request.seed is None else request.seed,
             training=training,
             green=_green_options(request.green or GreenIn(), default_zone),
+            task=_task_options(request.green.task if request.green is not None else None),
             eval=_eval_options(request.green.eval if request.green is not None else None),
         )
     except InvalidInput as error:
@@ -132,6 +136,17 @@ def _training_options(hyperparameters: HyperparametersIn, green: GreenIn | None)
             param="green.training.learning_rate",
         )
     return TrainingOptions(**given, **chosen)
+
+
+def _task_options(asked: TaskIn | None) -> TaskOptions | None:
+    if asked is None:
+        return None
+    try:
+        task_named(asked.name).named_columns(asked.columns)
+    except InvalidInput as error:
+        error.param = {"task": "green.task.name", "columns": "green.task.columns"}[str(error.param)]
+        raise
+    return TaskOptions(name=asked.name, columns=asked.columns or {})
 
 
 def _eval_options(asked: EvalIn | None) -> EvalOptions | None:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from core.data.formats import Example, read_examples
-from core.data.tasks import Task, TaskData, download, task_named
+from core.data.hub import download
+from core.data.tables import TABLE_SUFFIXES
+from core.data.tasks import Task, TaskData, task_named
 from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
 from core.data.validation import DataLimits, ValidationReport, validate
 from core.errors import InvalidInput
@@ -106,9 +108,10 @@ def corpus_of(spec: JobSpec, training: Path, validation: Path | None, limits: Da
     """
     if spec.task is None:
         for path in (training, validation):
-            if path is not None and path.suffix in (".csv", ".parquet"):
+            if path is not None and path.suffix in TABLE_SUFFIXES:
                 raise InvalidInput(
-                    f"{path.name} is a table; say which task it is for (--task, --columns).",
+                    f"{path.name} is a table; say which task it is for (green.task, or --task and "
+                    "--columns).",
                     param="training_file",
                 )
         return Corpus(training=training, validation=validation, limits=limits)

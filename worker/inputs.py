@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from core.data.tables import SUFFIXES, TABLE_SUFFIXES
 from core.errors import StorageUnavailable
 from core.jobs import store
 from core.jobs.database import Database, now
@@ -38,11 +39,13 @@ def fetch_data(database: Database, objects: ObjectStore, claim: Claim, folder: P
 def _fetch(
     database: Database, objects: ObjectStore, tenant: str, file_id: str, folder: Path
 ) -> Path:
-    target = folder / f"{file_id}.jsonl"
-    if target.exists():
-        return target
+    for suffix in SUFFIXES:
+        if (there := folder / f"{file_id}{suffix}").exists():
+            return there
     with database.read() as session:
         record = store.get_file(session, tenant, file_id, now=now(session))
+    suffix = Path(record.filename).suffix.lower()
+    target = folder / f"{file_id}{suffix if suffix in TABLE_SUFFIXES else '.jsonl'}"
     _download(objects, record, target)
     return target
 

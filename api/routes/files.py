@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http import HTTPStatus
 from itertools import chain
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -16,9 +17,10 @@ from api.errors import error_body
 from api.idempotency import IdempotencyDep
 from api.ranges import Part, Unsatisfiable, part_of
 from api.schemas import CursorListOf, Deleted, ErrorOut, FileOut
-from api.uploads import Received
+from api.uploads import Received, Upload
 from api.views import cursor_list_of, file_out
-from core.data.validation import DataLimits, validate
+from core.data.tables import TABLE_SUFFIXES, check_table
+from core.data.validation import DataLimits, ValidationReport, validate
 from core.errors import InvalidInput, NotFound
 from core.jobs import ids, service, store
 from core.jobs.records import FileRecord, NewFile
@@ -64,7 +66,8 @@ def create_file(
     now: Now,
 ) -> Response:
     """Store a training file and check it. What is wrong with its content does not refuse the
-    upload: it is reported, with line numbers, in ``validation``.
+    upload: it is reported, with line numbers, in ``validation``. Of a table (.csv, .parquet) the
+    form is checked: what its columns must hold is for the job's ``green.task`` to say.
     """
     file_id = ids.new_id(ids.FILE)
     key = f"files/{file_id}"
@@ -73,7 +76,7 @@ def create_file(
         upload.data.seek(0)
         # one example at least; how many a job needs is the job's business
         limits = DataLimits(min_examples=1, max_line_bytes=settings.max_line_bytes)
-        report = validate(upload.data, limits=limits, name="The file")
+        report = _report(upload, limits)
         # the slow part is over: only now does the session take its connection
         digest = upload.digest(stored.sha256)
         earlier = idempotency.earlier_reply(session, digest, now)
@@ -178,6 +181,13 @@ def file_content(
         media_type="text/csv; charset=utf-8" if is_table else "application/octet-stream",
         headers=headers | {"content-length": str(part.end - part.start)},
     )
+
+
+def _report(upload: Upload, limits: DataLimits) -> ValidationReport:
+    suffix = Path(upload.filename).suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return check_table(upload.data, suffix, limits=limits)
+    return validate(upload.data, limits=limits, name="The file")
 
 
 def _no_such_range(n_bytes: int) -> Response:

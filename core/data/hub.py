@@ -6,27 +6,14 @@ copy that the hub keeps of them on the branch ``refs/convert/parquet``.
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
 from core.data.tables import Row
-from core.errors import InvalidInput, Unavailable
-
-PARQUET_BRANCH = "refs/convert/parquet"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HubSet:
-    """A data set on the hub.
-
-    ``files``: pattern of the files of a split, with ``{split}`` in it; None: as the set says.
-    ``splits``: those that have answers.
-    """
-
-    name: str
-    splits: tuple[str, ...]
-    revision: str | None = None
-    files: str | None = None
+from core.data.tasks import HubSet, Task
+from core.errors import InvalidInput, StorageUnavailable, Unavailable
 
 
 def hub_rows(
@@ -76,3 +63,29 @@ def hub_rows(
         )
     for at, values in enumerate(table.select_columns(list(columns))):
         yield Row(line=at + 1, values=values)
+
+
+def download(task: Task, split: str, folder: Path, *, is_offline: bool = False) -> Path:
+    """The task's data set from the hub as a local table: ``<task>-<split>.jsonl`` in ``folder``,
+    with the hub's columns. One that is there is taken as it is. ``is_offline``: as in `hub_rows`.
+
+    Raises:
+        InvalidInput: no such split.
+        Unavailable: as `hub_rows`.
+        StorageUnavailable: the disk does not take it.
+    """
+    path = folder / f"{task.name}-{split}.jsonl"
+    if path.exists():
+        return path
+    rows = hub_rows(task.hub, split, tuple(task.columns.values()), is_offline=is_offline)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
+            fresh = Path(scratch) / path.name
+            with fresh.open("w", encoding="utf-8", newline="\n") as out:
+                for row in rows:
+                    out.write(json.dumps(dict(row.values), ensure_ascii=False) + "\n")
+            fresh.rename(path)
+    except OSError as error:
+        raise StorageUnavailable(f"{path} cannot be written: {error}.") from error
+    return path

@@ -8,16 +8,19 @@ counts) or by their position (Parquet, from 1).
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from core.data.lines import LineError, parse_json, read_lines
-from core.data.validation import DataLimits, Problem
+from core.data.validation import MAX_REPORTED, DataLimits, Problem, ValidationReport
 from core.errors import DataInvalid, InvalidInput
 
-SUFFIXES = (".jsonl", ".csv", ".parquet")
+#: of files that are tables whatever they are for
+TABLE_SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".jsonl", *TABLE_SUFFIXES)
 _PARQUET_ROWS = 256
 
 
@@ -62,13 +65,52 @@ def read_rows(
         OSError: the file cannot be opened.
     """
     limits = limits or DataLimits()
-    readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    readers = {".jsonl": _jsonl_rows, ".csv": _csv_file_rows, ".parquet": _parquet_rows}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise InvalidInput(
             f"A task reads {', '.join(SUFFIXES)} files; got {path.name!r}.", param="training_file"
         )
     return reader(path, tuple(columns), limits)
+
+
+def check_table(
+    stream: BinaryIO, suffix: str, *, limits: DataLimits | None = None
+) -> ValidationReport:
+    """Whether a table can be read, and how many rows it has; its columns are its task's business.
+
+    Args:
+        suffix: one of `TABLE_SUFFIXES`.
+
+    Raises:
+        OSError: the stream cannot be read; what is wrong with the content is in the report.
+    """
+    problems: list[Problem] = []
+    n_rows = n_problems = 0
+    try:
+        if suffix == ".csv":
+            for row in _csv_rows(stream, "The file", (), limits or DataLimits()):
+                if isinstance(row, Row):
+                    n_rows += 1
+                    continue
+                n_problems += 1
+                problems = [*problems, row][:MAX_REPORTED]
+        else:
+            n_rows = _n_parquet_rows(stream)
+    except DataInvalid as error:
+        n_problems += 1
+        problems = [_problem(None, "unreadable_table", str(error))]
+    if not n_rows and not n_problems:
+        n_problems, problems = 1, [_problem(None, "no_rows", "The file has no rows.")]
+    return ValidationReport(
+        format=None,
+        n_examples=n_rows,
+        n_bytes=stream.seek(0, os.SEEK_END),
+        problems=tuple(problems),
+        n_problems=n_problems,
+        warnings=(),
+        complete=True,
+    )
 
 
 def _jsonl_rows(
@@ -122,27 +164,35 @@ class _CsvLines:
         return text + "\n"
 
 
-def _csv_rows(path: Path, columns: tuple[str, ...], limits: DataLimits) -> Iterator[Row | Problem]:
-    """RFC 4180 with a header; a quoted field may span lines."""
+def _csv_file_rows(
+    path: Path, columns: tuple[str, ...], limits: DataLimits
+) -> Iterator[Row | Problem]:
     with path.open("rb") as stream:
-        lines = _CsvLines(stream, limits)
-        reader = csv.reader(lines, strict=True)
+        yield from _csv_rows(stream, path.name, columns, limits)
+
+
+def _csv_rows(
+    stream: BinaryIO, name: str, columns: tuple[str, ...], limits: DataLimits
+) -> Iterator[Row | Problem]:
+    """RFC 4180 with a header; a quoted field may span lines."""
+    lines = _CsvLines(stream, limits)
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = _next_record(reader, limits)
+    except (csv.Error, LineError) as error:
+        raise DataInvalid(f"line {lines.number}: {_sentence(error)}") from error
+    places = _places(name, header or [], columns)
+    while True:
+        first = lines.number + 1
         try:
-            header = _next_record(reader, limits)
+            record = _next_record(reader, limits)
         except (csv.Error, LineError) as error:
-            raise DataInvalid(f"line {lines.number}: {_sentence(error)}") from error
-        places = _places(path, header or [], columns)
-        while True:
-            first = lines.number + 1
-            try:
-                record = _next_record(reader, limits)
-            except (csv.Error, LineError) as error:
-                yield _problem(first, getattr(error, "code", "invalid_csv"), _sentence(error))
-                continue
-            if record is None:
-                return
-            if record:
-                yield _csv_row(first, record, header or [], places)
+            yield _problem(first, getattr(error, "code", "invalid_csv"), _sentence(error))
+            continue
+        if record is None:
+            return
+        if record:
+            yield _csv_row(first, record, header or [], places)
 
 
 def _csv_row(
@@ -165,11 +215,11 @@ def _next_record(reader: Iterator[list[str]], limits: DataLimits) -> list[str] |
         csv.field_size_limit(before)
 
 
-def _places(path: Path, header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
+def _places(file: str, header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
     for name in columns:
         if header.count(name) > 1:
-            raise DataInvalid(f"{path.name} has more than one column {name!r}; rename one.")
-    _require_columns(path, header, columns)
+            raise DataInvalid(f"{file} has more than one column {name!r}; rename one.")
+    _require_columns(file, header, columns)
     return {name: header.index(name) for name in columns}
 
 
@@ -182,7 +232,7 @@ def _parquet_rows(
 
     try:
         with pq.ParquetFile(path) as file:
-            _require_columns(path, file.schema_arrow.names, columns)
+            _require_columns(path.name, file.schema_arrow.names, columns)
             number = 0
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list(columns)):
                 for values in batch.to_pylist():
@@ -192,11 +242,21 @@ def _parquet_rows(
         raise DataInvalid(f"{path.name} cannot be read as Parquet: {error}.") from error
 
 
-def _require_columns(path: Path, found: Collection[str], columns: tuple[str, ...]) -> None:
+def _n_parquet_rows(stream: BinaryIO) -> int:
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        return int(pq.ParquetFile(stream).metadata.num_rows)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataInvalid(f"The file cannot be read as Parquet: {error}.") from error
+
+
+def _require_columns(file: str, found: Collection[str], columns: tuple[str, ...]) -> None:
     missing = [name for name in columns if name not in found]
     if missing:
         raise DataInvalid(
-            f"{path.name} has no column {missing[0]!r}; its columns are: "
+            f"{file} has no column {missing[0]!r}; its columns are: "
             f"{', '.join(found) or 'none'}. Say which to use with columns, such as "
             f"columns src=document."
         )
@@ -214,5 +274,5 @@ def _too_long(line: int, limits: DataLimits) -> Problem:
     )
 
 
-def _problem(line: int, code: str, message: str) -> Problem:
+def _problem(line: int | None, code: str, message: str) -> Problem:
     return Problem(line=line, path="", code=code, message=message)

@@ -11,26 +11,41 @@ words after the last field, such as `` TL;DR:``, stay whichever end is cut.
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from core.data.formats import Example
-from core.data.hub import PARQUET_BRANCH, HubSet, hub_rows
 from core.data.schema import show
 from core.data.tables import Row, read_rows
 from core.data.validation import MAX_REPORTED, DataLimits, Problem, ValidationReport
-from core.errors import DataInvalid, InvalidInput, ModelUnsupported, StorageUnavailable
+from core.errors import DataInvalid, InvalidInput, ModelUnsupported
 
 END: Final = "</s>"
 _FIELD = re.compile(r"\{(\w+)\}")
 _SHAPE = re.compile(r"(?P<prompt>.*\S)(?P<blank> ?)\{(?P<answer>\w+)\}(?:</s>)?", re.DOTALL)
 _SUMMARY: Final = "{src} TL;DR: {summary}"
 _ROUGE: Final = ("rouge1", "rouge2", "rougeL")
+
+
+#: of the hub: its own Parquet copy of a data set
+PARQUET_BRANCH: Final = "refs/convert/parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubSet:
+    """A data set on the hub.
+
+    ``files``: pattern of the files of a split, with ``{split}`` in it; None: as the set says.
+    ``splits``: those that have answers.
+    """
+
+    name: str
+    splits: tuple[str, ...]
+    revision: str | None = None
+    files: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,32 +165,6 @@ def task_named(name: str) -> Task:
             f"There is no task {name!r}; there are: {', '.join(TASKS)}.", param="task"
         )
     return task
-
-
-def download(task: Task, split: str, folder: Path, *, is_offline: bool = False) -> Path:
-    """The task's data set from the hub as a local table: ``<task>-<split>.jsonl`` in ``folder``,
-    with the hub's columns. One that is there is taken as it is. ``is_offline``: as in `hub_rows`.
-
-    Raises:
-        InvalidInput: no such split.
-        Unavailable: as `hub_rows`.
-        StorageUnavailable: the disk does not take it.
-    """
-    path = folder / f"{task.name}-{split}.jsonl"
-    if path.exists():
-        return path
-    rows = hub_rows(task.hub, split, tuple(task.columns.values()), is_offline=is_offline)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as scratch:
-            fresh = Path(scratch) / path.name
-            with fresh.open("w", encoding="utf-8", newline="\n") as out:
-                for row in rows:
-                    out.write(json.dumps(dict(row.values), ensure_ascii=False) + "\n")
-            fresh.rename(path)
-    except OSError as error:
-        raise StorageUnavailable(f"{path} cannot be written: {error}.") from error
-    return path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

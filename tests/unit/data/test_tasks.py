@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.data.formats import Example
-from core.data.hub import HubSet, hub_rows
+from core.data.hub import download, hub_rows
 from core.data.tables import Row
-from core.data.tasks import TASKS, TaskData, download, render, task_named
+from core.data.tasks import TASKS, HubSet, TaskData, render, task_named
 from core.data.tokens import IGNORED, tokenize, tokenize_pairs
 from core.errors import DataInvalid, InvalidInput, ModelUnsupported
 from tests.unit.data.byte_tokenizer import byte_tokenizer
@@ -231,7 +231,9 @@ def test_a_download_is_a_table_that_stays(tmp_path: Path, monkeypatch: Any):
 
 def test_offline_the_local_alternative_is_named():
     program = (
-        "from core.data.tasks import *\n"
+        "from pathlib import Path\n"
+        "from core.data.hub import download\n"
+        "from core.data.tasks import task_named\n"
         "from core.errors import Unavailable\n"
         "try: download(task_named('piqa'), 'train', Path('/nonexistent'), is_offline=True)\n"
         "except Unavailable as error: print(error)\n"

@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from core.data.validation import DataLimits
 from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions, TrainingOptions
 from core.training.generation import Decoding, generate
 from core.training.models import load_model
 from core.training.step import LossStep
-from tests.fixtures.models import build_tiny_model
+from tests.fixtures.pair_models import build_pair_models
 from worker.prepare import export, prepare, train
 
 # PEFT asks transformers 5 for an attribute by its old name
@@ -24,64 +23,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:Futu
 PROMPTS = [[5, 6, 7, 8, 9], [12, 13, 14]]
 
 
-def _t5(tokenizer: Any, **options: Any) -> Any:
-    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-    return transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=len(tokenizer),
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            **sizes,
-            **options,
-        )
-    )
-
-
-def _untied(tokenizer: Any) -> Any:
-    model = _t5(tokenizer, feed_forward_proj="gated-gelu", tie_word_embeddings=False)
-    # transformers 5 ties it whatever the configuration says
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.02)
-    model.config.tie_word_embeddings = False
-    return model
-
-
-def _bart(tokenizer: Any) -> Any:
-    return transformers.BartForConditionalGeneration(
-        transformers.BartConfig(
-            vocab_size=len(tokenizer),
-            d_model=32,
-            encoder_layers=1,
-            decoder_layers=2,
-            encoder_attention_heads=2,
-            decoder_attention_heads=2,
-            encoder_ffn_dim=32,
-            decoder_ffn_dim=32,
-            max_position_embeddings=128,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-            decoder_start_token_id=tokenizer.pad_token_id,
-            forced_eos_token_id=None,
-        )
-    )
-
-
-BUILDERS = {"tied T5": _t5, "untied T5": _untied, "BART": _bart}
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    parent = tmp_path_factory.mktemp("pairs")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(build_tiny_model(parent / "llama"))
-    tokenizer.chat_template = None
-    folders = {}
-    for name, build in BUILDERS.items():
-        torch.manual_seed(0)
-        folders[name] = parent / name.replace(" ", "-")
-        build(tokenizer).save_pretrained(folders[name])
-        tokenizer.save_pretrained(folders[name])
-    return folders
+    return build_pair_models(tmp_path_factory.mktemp("pairs"))
 
 
 @pytest.mark.parametrize(
