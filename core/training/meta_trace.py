@@ -6,13 +6,15 @@ argument runs on meta, and what follows from the batch alone (masks, positions, 
 computed for real beside it, so that kernels whose output shape depends on data find them.
 
 FLOPs are counted by the formulas of ``torch.utils.flop_counter``: matrix products and
-convolutions, one multiply-add is two FLOPs.
+convolutions, one multiply-add is two FLOPs. It knows no formula for the grouped product that
+mixtures of experts run; ours is what its parts come to as separate products, wherever the router
+sends a token.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -34,6 +36,28 @@ _VALUE_KERNELS = frozenset({_aten.nonzero, _aten._local_scalar_dense, _aten.equa
 # masks, positions and labels are followed by value up to this size, activations never
 _MOST_KNOWN_VALUES = 1 << 22
 _MOVED = {"meta": torch.device("cpu")}
+
+
+def _grouped_flops(left: Tensor, right: Tensor, *_: Any, **_options: Any) -> int:
+    """Groups divide the rows (2-D by 3-D), the columns (3-D by 2-D) or the summed dimension (2-D by
+    2-D) among them; whichever it is, each row, column and term belongs to one group.
+    """
+    *_lead, rows, inner = left.shape
+    n_groups = left.shape[0] if left.ndim == right.ndim == 3 else 1
+    return 2 * n_groups * rows * inner * int(right.shape[-1])
+
+
+def _grouped_output(
+    left: Tensor, right: Tensor, offs: Tensor | None = None, *_: Any, **_options: Any
+) -> Tensor:
+    rows, columns = left.shape[-2], right.shape[-1]
+    if left.ndim != right.ndim:
+        return left.new_empty(rows, columns)
+    n_groups = left.shape[0] if left.ndim == 3 or offs is None else len(offs)
+    return left.new_empty(n_groups, rows, columns)
+
+
+_FORMULAS: dict[Any, Callable[..., Any]] = {**flop_registry, _aten._grouped_mm: _grouped_flops}  # noqa: SLF001
 
 
 class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -63,7 +87,7 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         kwargs = kwargs or {}
         kernel = func._overloadpacket  # noqa: SLF001
-        if kernel not in flop_registry:
+        if kernel not in _FORMULAS:
             # kernels made of others reach a mode whole in inference mode
             out = func.decompose(*args, **kwargs) if func._can_decompose() else NotImplemented  # noqa: SLF001
             if out is not NotImplemented:
@@ -78,10 +102,14 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args = self._indices_read(kernel, args)
             args, kwargs = _replaced(args, self._on_meta), dict(kwargs)
             kwargs.update({k: self._on_meta(v) for k, v in kwargs.items() if isinstance(v, Tensor)})
-        out = func(*args, **kwargs)
+        # torch's grouped product refuses float32 on meta, which it takes elsewhere
+        is_grouped = kernel is _aten._grouped_mm  # noqa: SLF001
+        out = _grouped_output(*args, **kwargs) if is_grouped else func(*args, **kwargs)
         self._follow(func, given, given_kwargs, tensors, out)
-        if kernel in flop_registry:
-            flops = int(flop_registry[kernel](*args, **kwargs, out_val=out))
+        if kernel in _FORMULAS:
+            if kernel is _aten.convolution and is_differentiable:
+                _refuse_grouped_convolution(args)
+            flops = int(_FORMULAS[kernel](*args, **kwargs, out_val=out))
             self._count(kernel, flops, is_differentiable)
         return out
 
@@ -186,5 +214,15 @@ def _refuse_unknown(func: Any, args: tuple[Any, ...]) -> None:
         raise ModelUnsupported(
             f"the model runs the operator {name}, whose FLOPs are not known; "
             "train it with a build that uses torch's own matrix products.",
+            param="model",
+        )
+
+
+def _refuse_grouped_convolution(args: tuple[Any, ...]) -> None:
+    groups = args[8]
+    if groups > 1:
+        raise ModelUnsupported(
+            f"the model runs a convolution in {groups} groups, as state-space models do; torch's "
+            "own count of its gradient ignores the groups, so that no price of it can be checked.",
             param="model",
         )
