@@ -16,7 +16,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from core.carbon.forecast import expect
-from core.carbon.intensity import STAND_IN, WORLD, Intensity, IntensitySignal, normal_zone
+from core.carbon.intensity import (
+    STAND_IN,
+    STATIC_AVERAGE,
+    WORLD,
+    Intensity,
+    IntensitySignal,
+    normal_zone,
+)
 from core.carbon.providers.port import Provider
 from core.carbon.slot_cache import Known, MemoryStore, TextStore, merged
 from core.carbon.static import StaticSignal
@@ -246,7 +253,7 @@ class LiveSignal:
             except InvalidInput:
                 continue
             note = "" if candidate == area else f" ({candidate})"
-            said = f"static average{note}: "
+            said = f"{STATIC_AVERAGE}{note}: "
             return tuple(
                 replace(s, zone=area, source=said + s.source + _because(known)) for s in slots
             )
