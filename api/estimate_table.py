@@ -71,9 +71,13 @@ def print_estimate(document: dict[str, Any], console: Console) -> None:
     said = "assumed: no job has measured this model here yet"
     if basis["hardware"] is not None:
         said = f"measured on {basis['hardware']}"
+    quality = basis["quality"]
+    expected = "assumed from rho alone"
+    if quality["basis"] != "assumed":
+        expected = f"as {quality['n_selections']} selections of the latest job on it measured"
     console.print(
         f"{basis['n_tokens']} tokens x {basis['n_epochs']} epochs in {document['zone']}; costs "
-        f"{said}. green: the planner's own hours, pauses included.",
+        f"{said}; quality {expected}. green: the planner's own hours, pauses included.",
         markup=False,
     )
 

@@ -21,6 +21,7 @@ from core.carbon.calibration import TokenCost, assumed_of, fitted
 from core.carbon.intensity import WORLD, Intensity
 from core.carbon.offers import Offer, offers
 from core.carbon.planner import DEFAULT_SLACK, CostPoint, Infeasible, Wish, Work, plan
+from core.carbon.quality import expected_quality, told_curves
 from core.errors import InvalidInput, SignalUnavailable
 from core.jobs import store
 from core.jobs.records import FileRecord
@@ -131,6 +132,8 @@ def estimate_of(
     forecast = _forecast(held, request.zone or held.settings.zone, now, end)
     if forecast is None:
         raise SignalUnavailable("The grid's carbon intensity is not known now; try again shortly.")
+    selections = store.list_selections_on(session, tenant, parent)
+    quality = expected_quality((), told_curves(selection.data for selection in selections))
     made = estimates.estimate(
         work,
         forecast,
@@ -139,6 +142,7 @@ def estimate_of(
         start_hours=request.start_hours or estimates.DEFAULT_START_HOURS,
         deadline=request.deadline,
         pue=held.settings.pue,
+        quality=quality.curve,
     ).to_dict()
     made["options"] = [{**option, "is_pareto": option["on_front"]} for option in made["options"]]
     full_j = known.token.cost.j_per_step(1.0)
@@ -152,6 +156,7 @@ def estimate_of(
         "s_per_token_full": known.token.cost.s_per_step(1.0),
         "j_per_token_full": full_j,
         "pue": held.settings.pue,
+        "quality": quality.to_dict(),
     }
     return made
 

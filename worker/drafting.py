@@ -8,7 +8,17 @@ from typing import Final
 
 from core.carbon.calibration import TokenCost
 from core.carbon.intensity import Intensity
-from core.carbon.planner import DEFAULT_SLACK, Infeasible, Ledger, Plan, Stretch, Wish, Work, plan
+from core.carbon.planner import (
+    DEFAULT_SLACK,
+    Infeasible,
+    Ledger,
+    Plan,
+    QualityCurve,
+    Stretch,
+    Wish,
+    Work,
+    plan,
+)
 from core.spec import GreenOptions
 from core.units import wh_to_joules
 
@@ -100,6 +110,7 @@ class Drafting:
         now: datetime,
         *,
         spent: Ledger,
+        quality: QualityCurve | None = None,
         history: tuple[Intensity, ...] = (),
         previous: Plan | None = None,
     ) -> tuple[Plan, Infeasible | None]:
@@ -116,6 +127,7 @@ class Drafting:
                 now,
                 spent=spent,
                 running=True,
+                quality=quality,
                 history=history,
                 previous=previous,
             )

@@ -170,6 +170,7 @@ class ProgressHook(Hook):
                 "n_tensors": len(record.names),
                 "n_parameters": record.n_trained_parameters,
                 "duration_s": record.duration_s,
+                "quality_curve": [list(point) for point in record.quality_curve],
             },
         )
 

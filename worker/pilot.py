@@ -9,7 +9,7 @@ cannot be met any more is said at once, with ways out; the job then goes on as n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
@@ -17,12 +17,13 @@ from typing import Final
 from core.carbon.intensity import Intensity, IntensitySignal
 from core.carbon.offers import offers
 from core.carbon.planner import Infeasible, Ledger, Plan
+from core.carbon.quality import Points, expected_quality
 from core.carbon.rho import RHO_REFERENCE
 from core.errors import GreentuneError
 from core.jobs import service
 from core.jobs.records import Claim
 from core.spec import GreenOptions
-from core.training.hooks import Control, FitResult, Hook, StepRecord
+from core.training.hooks import Control, FitResult, Hook, SelectionRecord, StepRecord
 from worker.calibration import Calibration
 from worker.drafting import Drafting, Task, stretch_at
 from worker.ending import Ending, SetAside
@@ -48,6 +49,8 @@ class Pilot(Hook):
 
     Args:
         orders: what the world wants (`Steering`); goes before any plan.
+        curves: of quality, as this job's selections told them in earlier attempts.
+        stored_curves: the same of an earlier job on the same base model.
         clock: aware UTC.
     """
 
@@ -61,6 +64,8 @@ class Pilot(Hook):
         calibration: Calibration,
         *,
         task: Task,
+        curves: Sequence[Points],
+        stored_curves: Sequence[Points],
         signal: IntensitySignal,
         zone: str,
         pue: float,
@@ -71,6 +76,8 @@ class Pilot(Hook):
         self._orders = orders
         self._calibration = calibration
         self._task = task
+        self._curves = list(curves)
+        self._stored_curves = stored_curves
         self._signal = signal
         self._zone = zone
         self._clock = clock
@@ -126,6 +133,9 @@ class Pilot(Hook):
             self._review(self._clock(), "selection")
             self._rho_in_force = self._planned_rho()
         return self._rho_in_force
+
+    def on_selection(self, record: SelectionRecord) -> None:
+        self._curves.append(record.quality_curve)
 
     def on_step(self, record: StepRecord) -> None:
         self._step = record.step
@@ -199,8 +209,15 @@ class Pilot(Hook):
         if forecast is None:
             self._go_on_blind(now)
             return
+        quality = expected_quality(self._curves, self._stored_curves)
         drawn, refused = drafting.draw(
-            work, forecast, now, spent=spent, history=self._past(now), previous=self._plan
+            work,
+            forecast,
+            now,
+            spent=spent,
+            quality=quality.curve,
+            history=self._past(now),
+            previous=self._plan,
         )
         self._plan = drawn
         self._look_at = _next_look(drawn, forecast, now)
@@ -212,13 +229,14 @@ class Pilot(Hook):
             step=self._step,
             work=work,
             cost=cost,
+            quality=quality,
             spent=self._purse.as_shown(spent),
             holds=self._ending is not None,
         )
         self._news.refusal(
             self._worth_saying(refused),
             step=self._step,
-            ways=lambda: offers(wish, work, forecast, now, spent=spent),
+            ways=lambda: offers(wish, work, forecast, now, spent=spent, quality=quality.curve),
         )
 
     def _worth_saying(self, refused: Infeasible | None) -> Infeasible | None:

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from core.carbon.calibration import TokenCost
 from core.carbon.offers import Offer
 from core.carbon.planner import Infeasible, Plan, Stretch, Work
+from core.carbon.quality import ExpectedQuality
 from core.jobs import service
 from core.jobs.records import Claim
 from core.units import joules_to_wh
@@ -42,6 +43,7 @@ class PlanNews:
         step: int,
         work: Work,
         cost: TokenCost,
+        quality: ExpectedQuality,
         spent: dict[str, float],
         holds: bool,
     ) -> None:
@@ -61,10 +63,11 @@ class PlanNews:
                 "s_per_step": work.cost.s_per_step(drawn.rho),
                 "j_per_step": work.cost.j_per_step(drawn.rho),
             },
+            "quality": quality.to_dict(),
             "spent": spent,
             "plan": drawn.to_dict(),
         }
-        self._scribe.event(_sentence(drawn, cost.basis), data=data)
+        self._scribe.event(_sentence(drawn, cost.basis, quality), data=data)
         job_id, fence = self._claim.job_id, self._claim.fence
         start = drawn.next_start(now)
 
@@ -116,11 +119,11 @@ def _is_news(drawn: Plan, told: Plan | None, now: datetime) -> bool:
     return abs(drawn.finish - told.finish) > _NEWS_SHARE * left + _INSTANT
 
 
-def _sentence(drawn: Plan, basis: str) -> str:
+def _sentence(drawn: Plan, basis: str, quality: ExpectedQuality) -> str:
     pauses = len(drawn.stretches) - 1
     return (
         f"Plan: rho {drawn.rho:.3f}, from {drawn.start:%F %T}Z to {drawn.finish:%F %T}Z"
         + (f" with {pauses} pause{'s' if pauses > 1 else ''}" if pauses else "")
         + f"; {drawn.emissions_g:.4g} gCO2e and {joules_to_wh(drawn.energy_j):.4g} Wh to come "
-        f"({drawn.objective}; costs {basis})"
+        f"({drawn.objective}; costs {basis}; {quality.words})"
     )

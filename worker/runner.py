@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from core.carbon import calibration as costs
 from core.carbon.intensity import WORLD
 from core.carbon.meter import EnergyMeter
+from core.carbon.quality import Points, told_curves
 from core.errors import (
     GreentuneError,
     LeaseLost,
@@ -32,7 +34,7 @@ from core.errors import (
     Unavailable,
 )
 from core.jobs import service, store
-from core.jobs.records import Claim, CostRecord, FullCostRecord, Hyperparameters
+from core.jobs.records import Claim, CostRecord, EventRecord, FullCostRecord, Hyperparameters
 from core.objects.folders import get_folder
 from core.settings import Settings
 from core.spec import JobSpec, TrainingOptions
@@ -254,11 +256,13 @@ class Training:
         hardware, device = _hardware()
         batches = prepared.steps_per_epoch * prepared.training.gradient_accumulation
         full_flops = prepared.profile.full_flops * batches / prepared.train_data.report.n_tokens
-        now, attempts, stored = self._reporter.call(
+        now, attempts, stored, curves, stored_curves = self._reporter.call(
             lambda session, now: (
                 now,
                 store.list_attempts(session, claim.job_id),
                 store.list_costs(session, model),
+                _curves(store.list_remarks(session, claim.job_id, "selection")),
+                _curves(store.list_selections_on(session, claim.tenant, model)),
             )
         )
         calibration = Calibration(
@@ -291,6 +295,8 @@ class Training:
             log,
             calibration,
             task=task,
+            curves=curves,
+            stored_curves=stored_curves,
             signal=world.signal,
             zone=self._zone,
             pue=world.pue,
@@ -378,6 +384,10 @@ class Training:
             data={"kind": "out_of_memory", "batch_size": smaller.batch_size},
         )
         return smaller
+
+
+def _curves(selections: Iterable[EventRecord]) -> tuple[Points, ...]:
+    return told_curves(selection.data for selection in selections)
 
 
 def _hardware() -> tuple[str, str]:

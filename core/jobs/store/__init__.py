@@ -20,6 +20,7 @@ from core.jobs.store.models import (
     get_profile_minimum,
     list_costs,
     list_models,
+    list_selections_on,
     put_cost,
     put_profile_minimum,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "list_models",
     "list_overheads",
     "list_remarks",
+    "list_selections_on",
     "list_spent",
     "live_workers",
     "put_cost",

@@ -9,7 +9,8 @@ from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
 from core.errors import ModelNotFound
-from core.jobs.records import CostRecord, ModelRecord
+from core.jobs.records import CostRecord, EventRecord, ModelRecord
+from core.jobs.store.jobs import list_remarks
 from core.jobs.store.rows import FRESH, insert_on_conflict, is_storable, record
 from core.jobs.tables import Model, ModelProfile, StepCost
 
@@ -75,6 +76,20 @@ def list_costs(session: Session, model: str) -> tuple[CostRecord, ...]:
     )
     rows = session.scalars(statement, execution_options=FRESH)
     return tuple(record(CostRecord, row) for row in rows)
+
+
+def list_selections_on(session: Session, tenant: str, base_model: str) -> tuple[EventRecord, ...]:
+    """What the selections of the tenant's latest finished job on ``base_model`` told, oldest first;
+    empty: there was no such job.
+    """
+    latest = (
+        select(Model.job_id)
+        .where(Model.tenant == tenant, Model.base_model == base_model)
+        .order_by(Model.created_at.desc(), Model.id.desc())
+        .limit(1)
+    )
+    job_id = session.scalars(latest).one_or_none()
+    return () if job_id is None else list_remarks(session, job_id, "selection")
 
 
 def put_cost(session: Session, cost: CostRecord) -> None:

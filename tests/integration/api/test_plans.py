@@ -13,9 +13,9 @@ from fastapi.testclient import TestClient
 
 from api.main import create_app
 from core.carbon.slot_cache import Known
-from core.jobs import keys, store
+from core.jobs import keys, service, store
 from core.jobs.database import Database
-from core.jobs.records import CostRecord
+from core.jobs.records import CostRecord, Hyperparameters
 from core.jobs.signal_texts import SignalTexts
 from core.settings import Settings
 from tests.fixtures.provider_server import ProviderServer
@@ -159,6 +159,46 @@ def test_an_estimate_is_made_of_measured_costs(client: openai.OpenAI) -> None:
     assert front == {0.5, 1.0}
     late = [o for o in made["options"] if o["schedule"] == "now"][1]
     assert not late["is_pareto"]
+
+
+def test_an_estimate_expects_the_quality_that_the_latest_job_measured(
+    client: openai.OpenAI, rival: openai.OpenAI, database: Database, chat_lines: Lines
+) -> None:
+    asked = {"n_tokens": 3600, "n_epochs": 1, "zone": "FR", "rho": [0.5], "start_hours": [0]}
+    before = estimate(client, **asked)
+    assert before["basis"]["quality"]["basis"] == "assumed"
+    assert before["options"][0]["quality"] == pytest.approx(0.5**0.25)
+    curve = [[0.4, 0.7], [0.6, 0.9], [1.0, 1.0]]
+    _finish(database, submit(client, chat_lines(12)).id, curve)
+    after = estimate(client, **asked)
+    assert after["basis"]["quality"] == {"basis": "stored", "n_selections": 1, "points": curve}
+    assert after["options"][0]["quality"] == pytest.approx(0.8)
+    assert estimate(rival, **asked)["basis"]["quality"]["basis"] == "assumed"
+
+
+def _finish(database: Database, job_id: str, curve: list[list[float]]) -> None:
+    """Plays the worker of a job with one selection."""
+    now = datetime.now(UTC)
+    with database.transaction() as session:
+        claim = service.claim(
+            session, worker="w", now=now, lease_s=60, max_attempts=3, job_id=job_id
+        )
+        assert claim is not None
+        own = (session, job_id, claim.fence)
+        service.validated(*own, now=now)
+        resolved = Hyperparameters(n_epochs=1, batch_size=4, learning_rate=1e-5)
+        service.started(*own, now=now, hyperparameters=resolved)
+        service.append_event(
+            *own,
+            level="info",
+            message="Selected",
+            type="message",
+            data={"kind": "selection", "rho": 0.5, "quality_curve": curve},
+            now=now,
+        )
+        service.succeed(
+            *own, model_prefix=f"jobs/{job_id}", model_bytes=1, result_files=[], now=now
+        )
 
 
 def test_an_estimate_of_a_file_says_what_it_assumes(

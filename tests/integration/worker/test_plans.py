@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from core.carbon.energy import EnergySample
+from core.carbon.quality import LATEST, expected_quality, told_curves
 from core.carbon.trace import Trace, TraceSignal
 from core.jobs import service, store
 from core.jobs.lifecycle import Status
@@ -321,3 +322,45 @@ def test_a_free_rho_on_an_unknown_machine_climbs_the_ladder_and_is_planned_in_a_
         costs = store.list_costs(session, "tiny")
     assert costs, "what was measured is known to the next job"
     assert all(cost.s_per_token > 0 and cost.j_per_token > 0 for cost in costs)
+
+
+def test_plans_expect_the_quality_that_selections_measured(
+    make: Make, chat_lines: Callable[[int], bytes]
+) -> None:
+    """The default before the first; after a pause what was told before it; the next job starts with
+    what this one measured.
+    """
+    desk = make("cdcdcdcd", step_s=900)
+    lines = chat_lines(40)
+    desk.know_cost(s_per_token=900 / _tokens_per_step(desk, lines))
+    wishes = {"schedule": "green", "deadline": desk.start + 8 * HOUR}
+    job_id = desk.submit(lines, green=wishes, model="tiny")
+    job = desk.carry_out(job_id)
+    n_pauses = 0
+    while job.status is Status.QUEUED:
+        n_pauses += 1
+        desk.clock.now = job.not_before
+        job = desk.carry_out(job_id)
+    assert (job.status, n_pauses >= 1) == (Status.SUCCEEDED, True)
+
+    told = [e.data for e in desk.events(job_id) if e.data and "kind" in e.data]
+    curves = [data["quality_curve"] for data in told if data["kind"] == "selection"]
+    plans = [data for data in told if data["kind"] == "carbon_plan"]
+    assert all(curves)
+    # the job before it, which counted the tokens, has measured the same model
+    assert plans[0]["quality"]["basis"] == "stored"
+    assert {data["quality"]["basis"] for data in plans[1:]} == {"measured"}
+    n_known = 0
+    for data in told:
+        if data["kind"] == "selection":
+            n_known += 1
+        if data["kind"] == "carbon_plan" and data["quality"]["basis"] == "measured":
+            assert data["quality"]["n_selections"] == min(n_known, LATEST)
+            known = expected_quality(told_curves(t for t in told[: told.index(data)]))
+            assert data["quality"] == known.to_dict()
+            assert data["plan"]["quality"] == pytest.approx(known.curve.quality(0.7))
+    with desk.database.read() as session:
+        later = store.list_selections_on(session, TENANT, "tiny")
+        others = store.list_selections_on(session, "rival", "tiny")
+    assert [event.data for event in later] == [d for d in told if d["kind"] == "selection"]
+    assert others == ()

@@ -52,7 +52,12 @@ def test_the_table_marks_what_nothing_beats_and_says_what_is_assumed() -> None:
         "zone": "FR",
         "options": [option, {**option, "rho": 1.0, "is_pareto": False}],
         "full_now": {**option, "energy_wh": 100.0, "co2e_g": 8.0},
-        "basis": {"hardware": None, "n_tokens": 1000, "n_epochs": 3},
+        "basis": {
+            "hardware": None,
+            "n_tokens": 1000,
+            "n_epochs": 3,
+            "quality": {"basis": "stored", "n_selections": 4},
+        },
     }
     text = io.StringIO()
     print_estimate(document, Console(file=text, width=200))
