@@ -174,7 +174,7 @@ def submit(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Training JSONL.")],
     model: Annotated[str, typer.Option(help="Base model or a fine-tuned one.")] = DEMO_MODEL,
     validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
-    rho: Annotated[str | None, typer.Option(help='Share of full FLOPs, or "auto".')] = None,
+    rho: Annotated[str | None, typer.Option(help="Share of full FLOPs, auto or efficient.")] = None,
     zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
     method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
     merge: Annotated[bool, typer.Option(help="A plain model instead of the adapter.")] = False,
@@ -201,7 +201,7 @@ def submit(
         "carbon_budget_g": carbon_budget,
         "energy_budget_wh": energy_budget,
         "on_budget": on_budget,
-        "rho": rho if rho in (None, "auto") else _number("--rho", rho),
+        "rho": rho if rho in (None, "auto", "efficient") else _number("--rho", rho),
         "zone": zone,
         "method": method,
         "options": {"merge": True} if merge else None,
@@ -332,7 +332,9 @@ def _number(option: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise InvalidInput(f'{option} must be a number or "auto"; got {text!r}.') from None
+        raise InvalidInput(
+            f'{option} must be a number, "auto" or "efficient"; got {text!r}.'
+        ) from None
 
 
 def _finish(job: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def check_wishes(
         return
     file = store.get_file(session, tenant, spec.training_file, now=now)
     work = _work_of(spec, file, known)
-    rho = None if green.rho == "auto" else float(green.rho)
+    rho = green.fixed_rho
     wish = Wish(
         schedule=green.schedule,
         earliest_start=green.earliest_start,

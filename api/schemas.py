@@ -139,11 +139,13 @@ class GreenIn(Request):
     """Ours. Travels as ``extra_body={"green": {...}}`` in the openai client."""
 
     rho: Annotated[
-        float | Auto | None,
+        float | Auto | Literal["efficient"] | None,
         Field(
-            description="Share of full fine-tuning's FLOPs to spend, above about 1/3 and at most "
-            '1, or "auto": set from the carbon intensity of the zone. Absent: "auto" where a zone '
-            "is known, else 0.7."
+            description="Share of full fine-tuning's FLOPs to spend, above about 1/3 (less where "
+            "samples pass more than once between two selections) and at most 1; "
+            '"auto": set from the carbon intensity of the zone; "efficient": where a FLOP is '
+            "predicted to lower the loss most, measured at each selection. "
+            'Absent: "auto" where a zone is known, else 0.7.'
         ),
     ] = None
     zone: Annotated[

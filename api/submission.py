@@ -77,16 +77,21 @@ def check_rho(spec: JobSpec, *, profiled_minimum: float | None) -> None:
     Raises:
         RhoInfeasible: names the minimum.
     """
-    if not spec.green.follows_rho or spec.green.rho == "auto":
+    if not spec.green.follows_rho or spec.green.fixed_rho is None:
         return
-    rho_min = max(RHO_FLOOR, profiled_minimum or 0.0)
-    if spec.green.rho < rho_min:
+    passes = spec.passes_per_selection
+    why = "because every forward pass is paid in full"
+    if passes > 1:
+        why = f"even where one forward pass is paid for {passes:g}"
+    # no step costs less than its share of a pass that is paid once for all
+    rho_min = max(RHO_FLOOR, profiled_minimum or 0.0) / passes
+    if spec.green.fixed_rho < rho_min:
         ground = "any model" if profiled_minimum is None else spec.model
         # rounded up: the number that the message offers must itself be accepted
         offered = math.ceil(rho_min * 1000) / 1000
         raise RhoInfeasible(
             f"green.rho {spec.green.rho:g} cannot be reached: the lowest feasible rho for {ground} "
-            f"is {offered:g}, because every forward pass is paid in full. Ask for that or more.",
+            f"is {offered:g}, {why}. Ask for that or more.",
             rho_min=rho_min,
         )
 

@@ -76,8 +76,9 @@ class TrainingOptions:
     loss_on: LossOn = "assistant"
     #: stop after so many optimiser steps, whatever the epochs say
     max_steps: int | None = None
-    #: epochs between two selections (may be a fraction)
-    selection_interval: float = 1.0
+    #: epochs between two selections (may be a fraction); None: chosen with the selection where
+    #: hidden states are stored, else one
+    selection_interval: float | None = None
     checkpoint_every_s: float = 600.0
     #: store hidden states below what is trained; auto: where data passes twice between selections
     prefix_reuse: PrefixReuseChoice = "auto"
@@ -122,7 +123,7 @@ class TrainingOptions:
             _require(value is None or value >= 1, at + name, "1 or more", value)
         _require(self.loss_on in get_args(LossOn), at + "loss_on", "assistant or all", self.loss_on)
         _require(
-            self.selection_interval > 0,
+            self.selection_interval is None or self.selection_interval > 0,
             at + "selection_interval",
             "above 0",
             self.selection_interval,
@@ -190,8 +191,9 @@ class GreenOptions:
     options: MethodOptions = field(default_factory=MethodOptions)
     #: what green and green_lora rank tensors by; all but the first are there for comparison
     importance: ImportanceName = "importance"
-    #: share of full fine-tuning's FLOPs, (0, 1], or "auto": set from the grid's intensity
-    rho: float | Literal["auto"] = "auto"
+    #: share of full fine-tuning's FLOPs, (0, 1]; "auto": set from the grid's intensity;
+    #: "efficient": wherever a FLOP is predicted to lower the loss most, measured at each selection
+    rho: float | Literal["auto", "efficient"] = "auto"
     #: grid zone such as "FR" or "US-CAL-CISO"; None: world average, reported as such
     zone: str | None = None
     #: start at once, or wait for (and pause between) the zone's greener hours
@@ -222,11 +224,13 @@ class GreenOptions:
                 "green.options.merge out.",
                 param="green.options.merge",
             )
-        if self.rho != "auto":
+        if self.rho == "efficient":
+            self._check_efficient()
+        elif self.rho != "auto":
             _require(
                 _is_number(self.rho) and 0 < float(self.rho) <= 1,
                 "green.rho",
-                'a number above 0 and at most 1, or "auto"',
+                'a number above 0 and at most 1, "auto" or "efficient"',
                 self.rho,
             )
         for name, known in (("schedule", Timing), ("on_budget", OnBudget)):
@@ -238,6 +242,20 @@ class GreenOptions:
             ok = value is None or (_is_number(value) and 0 < value < math.inf)
             _require(ok, f"green.{name}", "a number above 0", value)
         self._check_moments()
+
+    def _check_efficient(self) -> None:
+        if self.method not in ("green", "green_lora"):
+            raise InvalidInput(
+                'green.rho "efficient" weighs what is worth training; green.method '
+                f'{self.method} does not: ask for "green" or "green_lora", or give a number.',
+                param="green.rho",
+            )
+        if self.importance != "importance":
+            raise InvalidInput(
+                'green.rho "efficient" needs predicted loss drops, which green.importance '
+                f"{self.importance} does not give; leave it out.",
+                param="green.importance",
+            )
 
     def _check_moments(self) -> None:
         for name in _MOMENTS:
@@ -259,6 +277,13 @@ class GreenOptions:
         """Whether ``rho`` decides what is trained; the cost of the others is what it is."""
         is_open = self.method == "last_k" and self.options.k is None
         return is_open or self.method in ("green", "green_lora")
+
+    @property
+    def fixed_rho(self) -> float | None:
+        """The most to spend, as asked for; None: set from the grid's intensity."""
+        if self.rho == "auto":
+            return None
+        return 1.0 if self.rho == "efficient" else float(self.rho)
 
     @property
     def has_budget(self) -> bool:
@@ -359,6 +384,19 @@ class JobSpec:
                 "green.eval asks about the examples of a validation file; give validation_file.",
                 param="green.eval",
             )
+
+    @property
+    def passes_per_selection(self) -> float:
+        """Most passes over the data between two selections whose hidden states may be stored, so
+        that the forward pass below what is trained is paid once; 1: each is paid in full.
+
+        A job that follows a plan may be given another share at each epoch, and counts on none.
+        """
+        training = self.training
+        if training.prefix_reuse == "off" or self.green.is_planned:
+            return 1.0
+        epochs = float(training.n_epochs or DEFAULT_EPOCHS)
+        return max(1.0, min(epochs, training.selection_interval or epochs))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only; the inverse of `from_dict`."""

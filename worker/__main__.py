@@ -90,7 +90,7 @@ def run(
     model: Annotated[str, typer.Option(help="Id or folder.")] = DEMO_MODEL,
     validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "green",
-    rho: Annotated[str, typer.Option(help="Share of full fine-tuning's FLOPs, or auto.")] = "auto",
+    rho: Annotated[str, typer.Option(help="Share of full FLOPs, auto or efficient.")] = "auto",
     k: Annotated[int | None, typer.Option(help="last_k: blocks; default: as rho allows.")] = None,
     lora_r: Annotated[int, typer.Option(help="lora, green_lora: rank.")] = 8,
     lora_alpha: Annotated[float, typer.Option(help="lora, green_lora: scale.")] = 32.0,
@@ -108,7 +108,9 @@ def run(
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
     max_input_tokens: Annotated[int | None, typer.Option(help="Older ones are cut.")] = None,
     max_output_tokens: Annotated[int | None, typer.Option(help="Later ones are cut.")] = None,
-    selection_interval: Annotated[float, typer.Option(help="Epochs between selections.")] = 1.0,
+    selection_interval: Annotated[
+        float | None, typer.Option(help="Epochs between selections; default: chosen with them.")
+    ] = None,
     checkpoint_every_s: Annotated[float, typer.Option(help="Seconds.")] = 600.0,
     prefix_reuse: Annotated[
         str, typer.Option(help="Store hidden states below what is trained: auto, on or off.")

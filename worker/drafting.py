@@ -63,7 +63,7 @@ class Drafting:
     def fixed_rho(self) -> float | None:
         if not self.green.follows_rho:
             return self.task.rho_min  # the method costs what it costs
-        return None if self.green.rho == "auto" else float(self.green.rho)
+        return self.green.fixed_rho
 
     @property
     def hold_limit(self) -> datetime | None:

@@ -159,9 +159,10 @@ class ProgressHook(Hook):
         )
 
     def on_selection(self, record: SelectionRecord) -> None:
+        self._progress = replace(self._progress, rho_requested=record.rho)
         self._scribe.event(
             f"Selected {len(record.names)} tensors ({record.n_trained_parameters:,} parameters) "
-            f"to train at rho {record.rho:.3g}",
+            f"to train at rho {record.rho:.3g}{record.verdict}",
             data={
                 "kind": "selection",
                 "step": record.step,
@@ -170,6 +171,10 @@ class ProgressHook(Hook):
                 "n_tensors": len(record.names),
                 "n_parameters": record.n_trained_parameters,
                 "duration_s": record.duration_s,
+                "n_steps": record.n_steps,
+                "predicted_drop": record.importance,
+                "drop_per_flop": record.drop_per_flop,
+                "full_ratio": record.full_ratio,
                 "quality_curve": [list(point) for point in record.quality_curve],
             },
         )

@@ -33,11 +33,13 @@ from core.training.checkpoint import Checkpoint, newest_checkpoint
 from core.training.costs import FlopsProfile
 from core.training.export import EmissionsNote, ModelCard, export_model
 from core.training.hooks import Control, EvaluationRecord, FitResult, Hook
+from core.training.horizon import Course, lowest_rho
 from core.training.job import FitJob
 from core.training.loop import fit
 from core.training.methods import Method, method_named
 from core.training.models import LoadedModel, load_model
 from core.training.numerics import choose_numerics
+from core.training.prefix import PrefixReuse, spared_by_reuse
 from core.training.pricing import Shape, StepPrices, price_steps
 from core.training.step import Batch, LossStep
 from worker.corpus import Corpus, corpus_of
@@ -61,17 +63,28 @@ class Prepared:
     profile: FlopsProfile
     #: held-out questions before and after training, if asked for
     exam: Exam | None = None
+    #: what is stored of the forward pass below the trained tensors; None: nothing
+    reuse: PrefixReuse | None = None
 
     @property
     def rho_min(self) -> float:
         """Lowest share of full fine-tuning's FLOPs that the job's method can spend on this model
         and data, 0..1; of methods that do not follow rho, the share that they will spend.
         """
-        return self.method.rho_min(self.profile)
+        course = Course(
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            reselects=self.method.reselects,
+            interval=self.training.selection_interval,
+            # a plan may ask for another share at any selection
+            spared=None if self.reuse is None or self.spec.green.is_planned else self.reuse.spared,
+        )
+        return lowest_rho(course, self.method, self.profile)
 
     @property
     def method(self) -> Method:
-        return method_named(self.spec.green.method, self.spec.green.options)
+        green = self.spec.green
+        return method_named(green.method, green.options, is_efficient=green.rho == "efficient")
 
     def ask(self) -> EvaluationRecord:
         """Have the model, as it is now, sit the exam."""
@@ -178,10 +191,14 @@ def prepare(
         n_epochs=spec.training.n_epochs or DEFAULT_EPOCHS,
         batch_size=spec.training.batch_size or DEFAULT_BATCH_SIZE,
         precision=_precision(spec, earlier),
+        # a plan looks at every selection whether another share is better
+        selection_interval=spec.training.selection_interval
+        or (1.0 if spec.green.is_planned else None),
     )
     loaded, prices = _adapted(spec, loaded)
     train_data = corpus.tokens(training_path, loaded, training)
     validation_data = corpus.tokens(validation_path, loaded, training) if validation_path else None
+    shapes = _shapes(train_data, loaded, training, spec.seed)
     prepared = Prepared(
         spec=spec,
         loaded=loaded,
@@ -191,9 +208,10 @@ def prepare(
         training_report=reports[0],
         validation_report=reports[1],
         prices=prices,
-        profile=prices.mean_profile(_shapes(train_data, loaded, training, spec.seed)),
+        profile=prices.mean_profile(shapes),
         exam=_exam(spec, corpus, loaded),
     )
+    prepared = dataclasses.replace(prepared, reuse=_reuse(prepared, shapes, checkpoints))
     _require_feasible(prepared)
     return prepared
 
@@ -230,14 +248,7 @@ def train(
         importance=prepared.spec.green.importance,
         ask=prepared.ask if prepared.exam else None,
         selections=selections,
-        reuse=prefix_reuse(
-            prepared.training,
-            prepared.method,
-            prepared.loaded.model,
-            data=[d for d in (prepared.train_data, prepared.validation_data) if d is not None],
-            n_epochs=prepared.total_steps / prepared.steps_per_epoch,
-            folder=checkpoints,
-        ),
+        reuse=prepared.reuse,
     )
     return fit(
         job,
@@ -270,7 +281,7 @@ def export(
         n_training_tokens=prepared.train_data.report.n_tokens,
         n_steps=result.step,
         n_epochs=result.epoch,
-        rho=None if rho == "auto" else float(rho),
+        rho=None if isinstance(rho, str) else rho,
         flops=result.flops,
         flops_share=result.flops_share or 0.0,
         first_validation_loss=result.first_validation_loss,
@@ -280,6 +291,22 @@ def export(
     )
     loaded = prepared.loaded
     return export_model(folder, loaded.model, loaded.tokenizer, card, merge=green.options.merge)
+
+
+def _reuse(
+    prepared: Prepared, shapes: Sequence[Shape], checkpoints: Path | None
+) -> PrefixReuse | None:
+    model, prices = prepared.loaded.model, prepared.prices
+    found = (prepared.train_data, prepared.validation_data)
+    return prefix_reuse(
+        prepared.training,
+        prepared.method,
+        model,
+        data=[data for data in found if data is not None],
+        n_epochs=prepared.total_steps / prepared.steps_per_epoch,
+        folder=checkpoints,
+        spared=lambda: spared_by_reuse(model, shapes, prices.forward),
+    )
 
 
 def _adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices]:
@@ -333,12 +360,13 @@ def _shapes(
 
 def _require_feasible(prepared: Prepared) -> None:
     green = prepared.spec.green
-    if not green.follows_rho or green.rho == "auto" or green.rho >= prepared.rho_min:
+    rho = green.fixed_rho
+    if not green.follows_rho or rho is None or rho >= prepared.rho_min:
         return
     # rounded up: the number that the message offers must itself be accepted
     offered = -(-prepared.rho_min * 1000 // 1) / 1000
     raise RhoInfeasible(
-        f"rho {green.rho:g} is not feasible for {prepared.spec.model} on this data: a step that "
+        f"rho {rho:g} is not feasible for {prepared.spec.model} on this data: a step that "
         f"trains anything at all costs {prepared.rho_min:.1%} of full fine-tuning's FLOPs, so rho "
         f"must be at least {offered:.3f}.",
         rho_min=prepared.rho_min,

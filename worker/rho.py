@@ -33,8 +33,8 @@ def resolve_rho(
     green = job.spec.green
     if not green.follows_rho:
         return rho_min
-    if green.rho != "auto":
-        return float(green.rho)
+    if green.fixed_rho is not None:
+        return green.fixed_rho
     if job.progress.rho_requested is not None:
         return max(job.progress.rho_requested, rho_min)
     try:

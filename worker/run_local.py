@@ -232,7 +232,7 @@ class ProgressBar(Hook):
         self._say(
             f"step {record.step}: {len(record.names)} tensors, {record.n_trained_parameters:,} "
             f"parameters, {record.rho_planned:.1%} of full fine-tuning's FLOPs "
-            f"(chosen in {record.duration_s:.1f} s)"
+            f"(chosen in {record.duration_s:.1f} s){record.verdict}"
         )
 
     def on_step(self, record: StepRecord) -> None:
@@ -290,8 +290,8 @@ def _decide_rho(prepared: Prepared, grid: _Grid, console: Console) -> float:
     green = prepared.spec.green
     if not green.follows_rho:
         return prepared.rho_min
-    if green.rho != "auto":
-        return float(green.rho)
+    if green.fixed_rho is not None:
+        return green.fixed_rho
     now = datetime.now(UTC)
     try:
         history = grid.signal.series(grid.zone, now - _HISTORY, now)

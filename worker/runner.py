@@ -209,10 +209,12 @@ class Training:
                 limits=world.limits,
             )
         except RhoInfeasible as error:
-            self._remember_minimum(base.parent, error.rho_min)
+            if spec.passes_per_selection == 1:
+                self._remember_minimum(base.parent, error.rho_min)
             raise
         self._parent = base.parent
-        self._remember_minimum(base.parent, prepared.rho_min)
+        # with every forward pass paid in full, whatever this job may store
+        self._remember_minimum(base.parent, prepared.method.rho_min(prepared.profile))
         self._steering.check()
         return prepared
 

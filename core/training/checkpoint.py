@@ -52,7 +52,11 @@ class TrainState:
     names: tuple[str, ...] = ()
     ever_trained: tuple[str, ...] = ()
     rho: float = 1.0
+    #: share that the learning rate belongs to; None: ``rho``
+    rate_rho: float | None = None
     selected_at: int | None = None
+    #: step of the next selection; None: written before this was remembered, or at none
+    select_at: int | None = None
     #: factor of the last gradient clipping, 0..1
     clip: float = 1.0
     flops: float = 0.0

@@ -60,7 +60,8 @@ class SelectionRecord:
     rho_planned: float
     names: tuple[str, ...]
     n_trained_parameters: int
-    #: predicted loss drop of one optimiser step with this set (first order); None: not measured
+    #: predicted loss drop of one optimiser step with this set (first order), at the rate of the
+    #: first step that it is in force for; None: not measured
     importance: float | None
     #: FLOPs and seconds that this selection itself cost
     flops: float
@@ -68,6 +69,25 @@ class SelectionRecord:
     #: (rho, predicted loss drop at that rho as a share, 0..1, of the best that any rho gives), both
     #: rising, at most 33 points, from this selection's own measurement; empty: it measured nothing
     quality_curve: tuple[tuple[float, float], ...] = ()
+    #: steps that it is in force for
+    n_steps: int | None = None
+    #: ``importance`` per FLOP of the mean step; None: not measured
+    drop_per_flop: float | None = None
+    #: predicted drop per FLOP of full fine-tuning over this set's; from 1 on, full fine-tuning for
+    #: fewer steps is the better use of the FLOPs; None: not measured, or not compared
+    full_ratio: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the prediction says of full fine-tuning, to be added to a sentence; may be empty."""
+        if self.full_ratio is None or self.full_ratio < 1:
+            return ""
+        if self.rho >= 1:
+            return "; full fine-tuning for fewer steps is predicted to be the best use of its FLOPs"
+        return (
+            "; full fine-tuning for fewer steps is predicted to lower the loss "
+            f"{self.full_ratio:.2f} times as much per FLOP"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from core.spec import ImportanceName, TrainingOptions
 from core.training.costs import FlopsProfile
 from core.training.hooks import EvaluationRecord
+from core.training.horizon import Course
 from core.training.methods import Method
 from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
@@ -68,6 +69,17 @@ class FitJob:
         assert self.training.n_epochs is not None, "epochs are resolved before fit"
         steps = self.training.n_epochs * self.steps_per_epoch
         return min(steps, self.training.max_steps or steps)
+
+    @property
+    def course(self) -> Course:
+        return Course(
+            total_steps=self.total_steps,
+            steps_per_epoch=self.steps_per_epoch,
+            reselects=self.method.reselects,
+            interval=self.training.selection_interval,
+            selections=self.selections,
+            spared=None if self.reuse is None else self.reuse.spared,
+        )
 
     def learning_rate(self, rho: float, step: int) -> float:
         """Of step ``step`` (from 0) at the share ``rho`` of full fine-tuning's FLOPs."""

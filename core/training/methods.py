@@ -10,24 +10,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.spec import METHODS, MethodOptions
 from core.training.blocks import blocks_from_the_loss
 from core.training.costs import FlopsProfile
+from core.training.efficient import NEAR, full_ratio, select_efficient
+from core.training.interval import NOTHING_SPARED, Spared, mean_flops, min_rho, select_over
 from core.training.quality import QualityCurve, quality_curve
-from core.training.selector import select
+from core.training.selector import Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionPoint:
-    """What a method may know when it chooses."""
+    """What a method may know when it chooses.
+
+    ``measure_importance`` may be called again and again: it is measured once. ``spared``: over the
+    interval that the choice will be in force for.
+    """
 
     profile: FlopsProfile
     rho: float
     measure_importance: Callable[[], Mapping[str, float]]
+    spared: Spared = NOTHING_SPARED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +45,13 @@ class Choice:
     rho_planned: float
     #: expected loss drop of one update of ``names``; None: not measured
     importance: float | None
-    #: what other shares would buy, as `quality_curve`; empty: not measured
-    quality_curve: QualityCurve = ()
+    #: what choices for intervals of different length are compared by; None: by nothing
+    value: float | None = None
+    #: full fine-tuning's predicted loss drop per FLOP over this choice's; None: not measured
+    full_ratio: float | None = None
+    #: share that the learning rate belongs to: what the choice would cost were nothing stored,
+    #: since the rate depends on how much is trained and not on what is spared; None: ``rho``
+    rate_rho: float | None = None
 
 
 class Method(Protocol):
@@ -50,10 +62,13 @@ class Method(Protocol):
     def reselects(self) -> bool:
         """Whether a later selection point may choose otherwise."""
 
-    def rho_min(self, profile: FlopsProfile) -> float:
-        """Lowest share of full fine-tuning's FLOPs that a step of this method can cost."""
+    def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
+        """Lowest share of full fine-tuning's FLOPs that a mean step of this method can cost."""
 
     def choose(self, point: SelectionPoint) -> Choice: ...
+
+    def quality(self, point: SelectionPoint) -> QualityCurve:
+        """What other shares than the point's would buy; empty where importance plays no part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,37 +81,60 @@ class Everything:
     name: str
     reselects = False
 
-    def rho_min(self, profile: FlopsProfile) -> float:
-        return profile.step_flops(profile.trainable) / profile.full_flops
+    def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
+        return mean_flops(profile, profile.trainable, spared) / profile.full_flops
 
     def choose(self, point: SelectionPoint) -> Choice:
-        share = self.rho_min(point.profile)
-        return Choice(names=point.profile.trainable, rho=share, rho_planned=share, importance=None)
+        share = self.rho_min(point.profile, point.spared)
+        return Choice(
+            names=point.profile.trainable,
+            rho=share,
+            rho_planned=share,
+            importance=None,
+            rate_rho=self.rho_min(point.profile),
+        )
+
+    def quality(self, _point: SelectionPoint) -> QualityCurve:
+        return ()
 
 
+@dataclass(frozen=True, slots=True)
 class Green:
-    """GreenTrainer: the set of largest total importance that costs at most ``rho`` of full."""
+    """GreenTrainer: the set of largest total importance that costs at most ``rho`` of full, or of
+    those the one with the highest predicted loss drop per FLOP.
+    """
 
+    is_efficient: bool = False
     name = "green"
     reselects = True
 
-    def rho_min(self, profile: FlopsProfile) -> float:
-        return profile.min_rho
+    def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
+        return min_rho(profile, spared)
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no set fits."""
-        full_flops = point.profile.full_flops
         importance = point.measure_importance()
-        chosen = select(point.profile, importance, point.rho * full_flops)
-        return Choice(
-            names=chosen.names,
-            rho=point.rho,
-            rho_planned=chosen.flops / full_flops,
-            importance=chosen.importance,
-            quality_curve=quality_curve(point.profile, importance),
-        )
+        profile = point.profile
+        choice = _chosen(profile, importance, point.rho, point.spared, self.is_efficient)
+        is_full_best = choice.full_ratio is not None and choice.full_ratio >= NEAR
+        if self.is_efficient and is_full_best and point.rho >= 1:
+            drop = math.fsum(importance.values())
+            names = profile.trainable
+            return Choice(
+                names=names,
+                rho=1.0,
+                rho_planned=mean_flops(profile, names, point.spared) / profile.full_flops,
+                importance=drop,
+                value=drop / profile.full_flops,
+                full_ratio=1.0,
+            )
+        return choice
+
+    def quality(self, point: SelectionPoint) -> QualityCurve:
+        return quality_curve(point.profile, point.measure_importance(), point.spared)
 
 
+@dataclass(frozen=True, slots=True)
 class GreenLora:
     """LoRA adapters on the projections that are worth it: GreenTrainer's choice among adapters.
 
@@ -108,31 +146,39 @@ class GreenLora:
     they were never trained.
     """
 
+    is_efficient: bool = False
     name = "green_lora"
     reselects = True
 
-    def rho_min(self, profile: FlopsProfile) -> float:
-        return profile.grouped(adapters_of(profile)).min_rho
+    def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
+        adapters = adapters_of(profile)
+        return min_rho(profile.grouped(adapters), spared.grouped(adapters))
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no adapter fits."""
         adapters = adapters_of(point.profile)
-        full_flops = point.profile.full_flops
+        profile, importance, spared = self._grouped(point)
+        chosen = _chosen(profile, importance, point.rho, spared, self.is_efficient)
+        taken = {name for adapter in chosen.names for name in adapters[adapter]}
+        # training every adapter is not full fine-tuning
+        return replace(
+            chosen,
+            names=tuple(name for name in point.profile.names if name in taken),
+            full_ratio=None,
+        )
+
+    def quality(self, point: SelectionPoint) -> QualityCurve:
+        return quality_curve(*self._grouped(point))
+
+    @staticmethod
+    def _grouped(point: SelectionPoint) -> tuple[FlopsProfile, dict[str, float], Spared]:
+        adapters = adapters_of(point.profile)
         of_tensor = point.measure_importance()
         importance = {
             adapter: math.fsum(of_tensor[name] for name in names)
             for adapter, names in adapters.items()
         }
-        costs = point.profile.grouped(adapters)
-        chosen = select(costs, importance, point.rho * full_flops)
-        taken = {name for adapter in chosen.names for name in adapters[adapter]}
-        return Choice(
-            names=tuple(name for name in point.profile.names if name in taken),
-            rho=point.rho,
-            rho_planned=chosen.flops / full_flops,
-            importance=chosen.importance,
-            quality_curve=quality_curve(costs, importance),
-        )
+        return point.profile.grouped(adapters), importance, point.spared.grouped(adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +195,8 @@ class LastK:
     def reselects(self) -> bool:
         return self.k is None
 
-    def rho_min(self, profile: FlopsProfile) -> float:
-        return self._share(profile, self.k or 1)
+    def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
+        return self._share(profile, self.k or 1, spared)
 
     def choose(self, point: SelectionPoint) -> Choice:
         """
@@ -158,26 +204,30 @@ class LastK:
             RhoInfeasible: not one block fits.
             InvalidInput: the model has fewer than ``k`` blocks.
         """
-        k = self.k or self._largest(point.profile, point.rho)
-        share = self._share(point.profile, k)
+        profile, spared = point.profile, point.spared
+        k = self.k or self._largest(profile, point.rho, spared)
+        share = self._share(profile, k, spared)
         rho = share if self.k else point.rho
-        names = self._names(point.profile, k)
+        names = self._names(profile, k)
         return Choice(names=names, rho=rho, rho_planned=share, importance=None)
 
-    def _largest(self, profile: FlopsProfile, rho: float) -> int:
+    def quality(self, _point: SelectionPoint) -> QualityCurve:
+        return ()
+
+    def _largest(self, profile: FlopsProfile, rho: float, spared: Spared) -> int:
         n_blocks = len(blocks_from_the_loss(profile))
-        fitting = [k for k in range(1, n_blocks + 1) if self._share(profile, k) <= rho]
+        fitting = [k for k in range(1, n_blocks + 1) if self._share(profile, k, spared) <= rho]
         if fitting:
             return fitting[-1]
-        rho_min = self._share(profile, 1)
+        rho_min = self._share(profile, 1, spared)
         raise RhoInfeasible(
             f"rho {rho:g} pays for no block: the last one alone costs {rho_min:.1%} of full "
             "fine-tuning's FLOPs.",
             rho_min=rho_min,
         )
 
-    def _share(self, profile: FlopsProfile, k: int) -> float:
-        return profile.step_flops(self._names(profile, k)) / profile.full_flops
+    def _share(self, profile: FlopsProfile, k: int, spared: Spared) -> float:
+        return mean_flops(profile, self._names(profile, k), spared) / profile.full_flops
 
     def _names(self, profile: FlopsProfile, k: int) -> tuple[str, ...]:
         blocks = blocks_from_the_loss(profile)
@@ -188,6 +238,29 @@ class LastK:
             )
         taken = {name for block in blocks[:k] for name in block}
         return tuple(name for name in profile.names if name in taken)
+
+
+def _chosen(
+    profile: FlopsProfile,
+    importance: Mapping[str, float],
+    rho: float,
+    spared: Spared,
+    is_efficient: bool,
+) -> Choice:
+    """What an importance chooses within ``rho``, whatever the names stand for."""
+    full_flops = profile.full_flops
+    select: Callable[..., Selection] = select_efficient if is_efficient else select_over
+    chosen = select(profile, importance, rho * full_flops, spared)
+    asked = chosen.flops / full_flops if is_efficient else rho
+    return Choice(
+        names=chosen.names,
+        rho=asked,
+        rho_planned=chosen.flops / full_flops,
+        importance=chosen.importance,
+        value=chosen.importance / chosen.flops if is_efficient else chosen.importance,
+        full_ratio=full_ratio(profile, importance, chosen),
+        rate_rho=min(asked + spared.of(chosen.names) / full_flops, 1.0),
+    )
 
 
 def adapters_of(profile: FlopsProfile) -> dict[str, tuple[str, ...]]:
@@ -201,16 +274,25 @@ def adapters_of(profile: FlopsProfile) -> dict[str, tuple[str, ...]]:
     return adapters
 
 
-def method_named(name: str, options: MethodOptions | None = None) -> Method:
-    """Raises UnsupportedMethod that lists the known ones."""
+def method_named(
+    name: str, options: MethodOptions | None = None, *, is_efficient: bool = False
+) -> Method:
+    """
+    Args:
+        is_efficient: of those that select: rho is the most to spend, and the highest predicted loss
+            drop per FLOP decides.
+
+    Raises:
+        UnsupportedMethod: lists the known ones.
+    """
     k = None if options is None else options.k
     methods: dict[str, Method] = {
         "full": Everything("full"),
-        "green": Green(),
+        "green": Green(is_efficient),
         "last_k": LastK(k),
         "lora": Everything("lora"),
         "prefix": Everything("prefix"),
-        "green_lora": GreenLora(),
+        "green_lora": GreenLora(is_efficient),
     }
     if name not in methods:
         raise UnsupportedMethod(

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.training.interval import Spared
+from core.training.interval import NOTHING_SPARED, Spared
 from core.training.prefix_cut import captured, put_in
 from core.training.prefix_layout import (
     NOWHERE,
@@ -42,7 +42,7 @@ from core.training.prefix_layout import (
 )
 from core.training.prefix_store import RowStore
 from core.training.pricing import Price, Shape, price_blocks
-from core.training.step import IGNORED, Batch, LossStep, StepInputs, StepOutput
+from core.training.step import IGNORED, Batch, LossStep, StepInputs, StepOutput, needs_mask
 
 #: relative difference up to which logits with and without reuse count as the same computation:
 #: rows stored as computed, or rounded to eight bits
@@ -105,6 +105,20 @@ def loss_step(
         autocast_dtype=autocast_dtype,
         forward=forward,
     )
+
+
+def spared_by_reuse(model: Any, shapes: Sequence[Shape], forward: Price) -> Spared:
+    """What the mean batch of ``shapes`` is spared once its samples are stored; nothing where the
+    model cannot be cut. The model is as it was afterwards.
+    """
+    step = loss_step(
+        model,
+        keeps_mask=needs_mask(model),
+        autocast_dtype=None,
+        reuse=PrefixReuse(memory_bytes=0),
+        forward=forward,
+    )
+    return step.spared(shapes) if isinstance(step, ReusingStep) else NOTHING_SPARED
 
 
 class ReusingStep(LossStep):

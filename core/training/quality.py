@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from core.training.costs import FlopsProfile
-from core.training.selector import selection_curve
+from core.training.interval import NOTHING_SPARED, Spared, curve_over
 
 MAX_POINTS: Final = 33
 #: of the search behind a curve: coarser than a selection's, so that the curve of a model of 270
@@ -23,15 +23,16 @@ _RESOLUTION: Final = 20_000
 QualityCurve = tuple[tuple[float, float], ...]
 
 
-def quality_curve(profile: FlopsProfile, importance: Mapping[str, float]) -> QualityCurve:
+def quality_curve(
+    profile: FlopsProfile, importance: Mapping[str, float], spared: Spared = NOTHING_SPARED
+) -> QualityCurve:
     """(rho, share 0..1 of the best importance), at most ``MAX_POINTS``, both strictly rising.
 
     The last point is the best set of all, at share 1 and what it costs; the first the cheapest of
     positive importance. Empty where no tensor has any.
     """
-    curve = selection_curve(profile, importance, resolution=_RESOLUTION)
-    is_gain = curve.values > 0
-    budgets, values = curve.budgets_flops[is_gain], curve.values[is_gain]
+    budgets, values = curve_over(profile, importance, spared, resolution=_RESOLUTION)
+    budgets, values = budgets[values > 0], values[values > 0]
     if not len(values) or not profile.full_flops:
         return ()
     grid = np.linspace(budgets[0], budgets[-1], MAX_POINTS)

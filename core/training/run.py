@@ -30,9 +30,9 @@ from core.training.hooks import (
     StepRecord,
     ValidationRecord,
 )
+from core.training.horizon import choose
 from core.training.importance import needs_probes, rank_tensors
 from core.training.job import FitJob
-from core.training.methods import SelectionPoint
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.step import Batch, StepInputs, first_samples, needs_mask
@@ -98,11 +98,11 @@ class Run:
 
     @property
     def selection_is_due(self) -> bool:
-        if self._state.selected_at is None:
+        state = self._state
+        if state.selected_at is None:
             return True
-        step = self._state.step
-        is_point = step % self._selection_steps == 0 or step in self._job.selections
-        return self._job.method.reselects and is_point and self._state.selected_at < step
+        is_over = state.select_at is None or state.step >= state.select_at
+        return self._job.method.reselects and is_over and state.selected_at < state.step
 
     @property
     def validation_is_due(self) -> bool:
@@ -126,8 +126,10 @@ class Run:
         return self.is_done or self._state.step % self._job.steps_per_epoch == 0
 
     @property
-    def _selection_steps(self) -> int:
-        return max(1, round(self._job.training.selection_interval * self._job.steps_per_epoch))
+    def _learning_rate(self) -> float:
+        """Of the next step."""
+        rho = self._state.rho if self._state.rate_rho is None else self._state.rate_rho
+        return self._job.learning_rate(rho, self._state.step)
 
     # ---- phases
 
@@ -148,18 +150,32 @@ class Run:
         """Ask the method which tensors to train from here on."""
         started_s = time.perf_counter()
         spent_before = self._state.selection_flops
-        choice = self._job.method.choose(
-            SelectionPoint(
-                profile=self._job.profile,
-                rho=self._job.rho(self._state.step),
-                measure_importance=self._measure_importance,
-            )
+        found = choose(
+            self._job.course,
+            self._job.method,
+            self._job.profile,
+            self._measure_importance,
+            step=self._state.step,
+            rho=self._job.rho(self._state.step),
         )
+        choice = found.choice
+        measured_rate = self._learning_rate
         self._train_only(choice.names)
-        self._state.rho = choice.rho
+        if any(found.point.spared.flops):
+            # the price counts on rows of this interval alone, as does a resumed run
+            self._step.forget()
+        self._state.rho, self._state.rate_rho = choice.rho, choice.rate_rho
         self._state.selected_at = self._state.step
+        self._state.select_at = self._state.step + found.n_steps
+        is_drop = self._job.importance == "importance"  # the other rankings are no loss drops
+        curve = self._job.method.quality(found.point) if is_drop else ()
+        importance = choice.importance
+        if is_drop and importance is not None:
+            importance *= self._learning_rate / measured_rate
         duration_s = time.perf_counter() - started_s
         self._state.train_duration_s += duration_s
+        mean_flops = choice.rho_planned * self._job.profile.full_flops
+        has_drop = is_drop and importance is not None and mean_flops > 0
         self._tell(
             "on_selection",
             SelectionRecord(
@@ -169,11 +185,13 @@ class Run:
                 rho_planned=choice.rho_planned,
                 names=choice.names,
                 n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
-                importance=choice.importance,
+                importance=importance,
                 flops=self._state.selection_flops - spent_before,
                 duration_s=duration_s,
-                # the other rankings are no loss drops
-                quality_curve=choice.quality_curve if self._job.importance == "importance" else (),
+                quality_curve=curve,
+                n_steps=found.n_steps,
+                drop_per_flop=importance / mean_flops if has_drop and importance else None,
+                full_ratio=choice.full_ratio if is_drop else None,
             ),
         )
 
@@ -206,7 +224,7 @@ class Run:
         done, state, options = self._pending, self._state, self._job.training
         if not math.isfinite(done.loss):
             raise self._not_finite("loss", done.loss)
-        learning_rate = self._job.learning_rate(state.rho, state.step)
+        learning_rate = self._learning_rate
         norm = self._optimiser.step(
             learning_rate=learning_rate, max_grad_norm=options.max_grad_norm
         )
@@ -351,14 +369,13 @@ class Run:
             probes,
             {name: p for name, p in self._parameters.items() if name in connected},
             self._optimiser,
-            learning_rate=self._job.learning_rate(self._state.rho, self._state.step),
+            learning_rate=self._learning_rate,
             clip=self._state.clip,
             seed=self._job.seed + self._state.step,
         )
 
     def _probes(self) -> list[StepInputs]:
-        step, interval = self._state.step, self._selection_steps
-        in_force = min(interval - step % interval, self._job.total_steps - step)
+        in_force = self._job.course.longest(self._state.step)
         n_probes = min(_MAX_PROBES, max(1, in_force // _STEPS_PER_PROBE))
         ahead = [in_force * (2 * probe + 1) // (2 * n_probes) for probe in range(n_probes)]
         share = in_force * self._job.training.gradient_accumulation / _STEPS_PER_PROBE

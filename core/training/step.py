@@ -142,6 +142,9 @@ class LossStep:
         """
         return 0.0
 
+    def forget(self) -> None:
+        """Drop what is kept of earlier batches. Nothing is kept here."""
+
     def logits(self, inputs: StepInputs) -> torch.Tensor:
         """(N, V): the model's logits at the labels' positions."""
 

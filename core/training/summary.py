@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core.training.checkpoint import TrainState
 from core.training.hooks import FitResult, Outcome, StartRecord
+from core.training.horizon import lowest_rho
 from core.training.job import FitJob
 
 
@@ -15,7 +16,7 @@ def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartReco
         steps_per_epoch=job.steps_per_epoch,
         n_parameters=n_parameters,
         method=job.method.name,
-        rho_min=job.method.rho_min(job.profile),
+        rho_min=lowest_rho(job.course, job.method, job.profile),
         full_step_flops=job.profile.full_flops,
         forward_step_flops=job.profile.forward_flops,
         device=str(job.model.device),

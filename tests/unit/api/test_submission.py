@@ -158,12 +158,49 @@ def test_own_training_options_arrive() -> None:
 def test_infeasible_rho_names_the_minimum(
     rho: float, profiled: float | None, rho_min: float
 ) -> None:
+    training = {"prefix_reuse": "off"}
     with pytest.raises(RhoInfeasible) as caught:
-        check_rho(spec(green={"rho": rho}), profiled_minimum=profiled)
+        check_rho(spec(green={"rho": rho, "training": training}), profiled_minimum=profiled)
     assert caught.value.rho_min == rho_min
-    offered = caught.value.message.partition(" is ")[2].partition(",")[0]
-    check_rho(spec(green={"rho": float(offered)}), profiled_minimum=profiled)
+    offered = float(caught.value.message.partition(" is ")[2].partition(",")[0])
+    check_rho(spec(green={"rho": offered, "training": training}), profiled_minimum=profiled)
     assert caught.value.param == "green.rho"
+
+
+@pytest.mark.parametrize(
+    ("training", "epochs", "passes"),
+    [
+        ({}, 3, 3),
+        ({"selection_interval": 2}, 3, 2),
+        ({"selection_interval": 1}, 3, 1),
+        ({}, 1, 1),
+    ],
+)
+def test_passes_that_share_a_forward_pass_lower_the_minimum(
+    training: dict[str, Any], epochs: int, passes: int
+) -> None:
+    def asked(rho: float) -> JobSpec:
+        return spec(green={"rho": rho, "training": training}, hyperparameters={"n_epochs": epochs})
+
+    with pytest.raises(RhoInfeasible) as caught:
+        check_rho(asked(0.05), profiled_minimum=0.42)
+    assert caught.value.rho_min == pytest.approx(0.42 / passes)
+    check_rho(asked(0.42 / passes), profiled_minimum=0.42)
+
+
+@pytest.mark.parametrize(
+    ("green", "param"),
+    [
+        ({"method": "lora"}, "green.rho"),
+        ({"method": "last_k"}, "green.rho"),
+        ({"importance": "fisher"}, "green.importance"),
+    ],
+)
+def test_efficient_needs_a_method_that_weighs_loss_drops(green: dict[str, Any], param: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        spec(green={"rho": "efficient", **green})
+    assert caught.value.param == param
+    assert spec(green={"rho": "efficient"}).green.fixed_rho == 1
 
 
 def test_feasible_rho_passes() -> None:

@@ -10,6 +10,7 @@ from core.data.batches import BatchPlan, collate
 from core.data.tokens import Sample
 from core.spec import TrainingOptions
 from core.training.hooks import Control, Hook
+from core.training.interval import NOTHING_SPARED, min_rho
 from core.training.job import FitJob
 from core.training.loop import fit
 from core.training.methods import Choice
@@ -75,8 +76,11 @@ class Scripted:
     name = "green"
     reselects = True
 
-    def rho_min(self, profile):
-        return profile.min_rho
+    def rho_min(self, profile, spared=NOTHING_SPARED):
+        return min_rho(profile, spared)
+
+    def quality(self, _point):
+        return ()
 
     def choose(self, point):
         names = self.script.pop(0)

@@ -7,6 +7,7 @@ import torch
 
 from core.errors import InvalidInput
 from core.spec import TrainingOptions
+from core.training.interval import Spared
 from core.training.methods import method_named
 from worker import reuse as module
 from worker.reuse import prefix_reuse
@@ -14,15 +15,21 @@ from worker.reuse import prefix_reuse
 GREEN, LAST = method_named("green"), method_named("last_k", SimpleNamespace(k=1))
 
 
+SPARED = Spared(boundary={}, flops=(1.0,))
+
+
 def _reuse(choice="auto", *, method=GREEN, interval=1.0, n_epochs=3.0, n_tokens=1000, folder=None):
     head = SimpleNamespace(weight=torch.empty(7, 16, device="meta"))
     return prefix_reuse(
         TrainingOptions(prefix_reuse=choice, selection_interval=interval),
         method,
-        SimpleNamespace(get_output_embeddings=lambda: head),
+        SimpleNamespace(
+            get_output_embeddings=lambda: head, config=SimpleNamespace(is_encoder_decoder=False)
+        ),
         data=[SimpleNamespace(report=SimpleNamespace(n_tokens=n_tokens))],
         n_epochs=n_epochs,
         folder=folder,
+        spared=lambda: SPARED,
     )
 
 
@@ -36,6 +43,9 @@ def _reuse(choice="auto", *, method=GREEN, interval=1.0, n_epochs=3.0, n_tokens=
         ({"method": LAST}, True),  # selects once
         ({"method": LAST, "choice": "off"}, False),
         ({"choice": "on"}, True),
+        ({"interval": None}, True),  # as long as it pays
+        ({"interval": None, "n_epochs": 1.0}, False),
+        ({"interval": None, "method": method_named("full"), "choice": "on"}, False),
     ],
 )
 def test_auto_follows_the_passes_between_selections(given, is_stored):
@@ -53,7 +63,9 @@ def test_auto_stores_all_or_nothing(monkeypatch, tmp_path):
     assert room.folder == tmp_path / "not" / "yet"
     assert not (tmp_path / "not").exists()
     assert _reuse(n_tokens=1100, **given) is None
-    assert _reuse("on", n_tokens=1100, **given) is not None
+    assert room.spared == SPARED
+    # stored as far as there is room, which no selection may count on
+    assert _reuse("on", n_tokens=1100, **given).spared is None
 
 
 def test_other_words_are_refused():

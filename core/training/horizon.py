@@ -1,0 +1,138 @@
+"""How long a selection is in force, and which one: interval and depth chosen together.
+
+An interval that the caller set is kept. Left open, it is an epoch, unless hidden states below the
+trained tensors are stored: then a longer interval spares more of the forward pass and pays for
+deeper sets. Intervals that end with an epoch, each about twice the one before, up to the rest of
+the job, are compared by the best value of a step at the same budget; taken is the shortest that
+reaches ``_ENOUGH`` of the best, because importance grows old. Only intervals count after which the
+rest of the job can still keep the share asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Final
+
+from core.errors import RhoInfeasible
+from core.training.costs import FlopsProfile
+from core.training.interval import NOTHING_SPARED, Spared, reused_share
+from core.training.methods import Choice, Method, SelectionPoint
+
+_ENOUGH: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """When a job may select.
+
+    Attributes:
+        reselects: whether it does after the first time.
+        interval: epochs between two selections; None: open.
+        selections: further steps at which to select.
+        spared: what stored hidden states spare a step whose samples are all stored; None: nothing
+            may be counted on.
+    """
+
+    total_steps: int
+    steps_per_epoch: int
+    reselects: bool = True
+    interval: float | None = None
+    selections: frozenset[int] = frozenset()
+    spared: Spared | None = None
+
+    def longest(self, step: int) -> int:
+        """Steps that a selection made after ``step`` steps may be in force for at most."""
+        return self.lengths(step)[-1]
+
+    def lengths(self, step: int) -> list[int]:
+        """Numbers of steps that it may be in force for, rising; at least one."""
+        left = self.total_steps - step
+        if not self.reselects:
+            return [left]
+        most = min([at - step for at in self.selections if at > step] + [left])
+        if self.interval is not None:
+            n_interval = max(1, round(self.interval * self.steps_per_epoch))
+            return [min(n_interval - step % n_interval, most)]
+        n_steps = self.steps_per_epoch - step % self.steps_per_epoch
+        if self.spared is None:
+            return [min(n_steps, most)]
+        found = []
+        while n_steps < most:
+            found.append(n_steps)
+            n_steps += self.steps_per_epoch * 2 ** (len(found) - 1)
+        return [*found, most]
+
+    def spared_over(self, step: int, n_steps: int) -> Spared:
+        """What the mean one of the next ``n_steps`` steps is spared."""
+        if self.spared is None:
+            return NOTHING_SPARED
+        return self.spared.scaled(reused_share(step, n_steps, self.steps_per_epoch))
+
+
+def lowest_rho(course: Course, method: Method, profile: FlopsProfile) -> float:
+    """Lowest share of full fine-tuning's FLOPs that the job can keep from its first step to its
+    last, 0..1: with an open interval one selection lasts the whole job, with a set one the interval
+    that can spare the least decides.
+    """
+    step, found = 0, 0.0
+    while step < course.total_steps:
+        n_steps = course.longest(step)
+        found = max(found, method.rho_min(profile, course.spared_over(step, n_steps)))
+        step += n_steps
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Horizon:
+    """What to train, the point that it was chosen at, and for how many steps."""
+
+    choice: Choice
+    point: SelectionPoint
+    n_steps: int
+
+
+def choose(
+    course: Course,
+    method: Method,
+    profile: FlopsProfile,
+    measure_importance: Callable[[], Mapping[str, float]],
+    *,
+    step: int,
+    rho: float,
+) -> Horizon:
+    """Interval and selection after ``step`` steps.
+
+    Raises:
+        RhoInfeasible: no interval pays for anything.
+    """
+    found: list[Horizon] = []
+    measured, lengths = cache(measure_importance), course.lengths(step)
+    for n_steps in lengths:
+        is_longest = n_steps == lengths[-1]
+        after = course.spared_over(step + n_steps, course.total_steps - step - n_steps)
+        if not is_longest and method.rho_min(profile, after) > rho:
+            continue
+        point = SelectionPoint(
+            profile=profile,
+            rho=rho,
+            measure_importance=measured,
+            spared=course.spared_over(step, n_steps),
+        )
+        try:
+            found.append(Horizon(choice=method.choose(point), point=point, n_steps=n_steps))
+        except RhoInfeasible:
+            if is_longest and not found:
+                raise
+    return _shortest_of_the_best(found)
+
+
+def _shortest_of_the_best(found: list[Horizon]) -> Horizon:
+    values = [each.choice.value for each in found]
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return found[-1]
+    most = max(known)
+    enough = most * _ENOUGH if most > 0 else most
+    return next(each for each, value in zip(found, known, strict=True) if value >= enough)
