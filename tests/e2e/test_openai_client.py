@@ -156,8 +156,10 @@ def test_rho_too_low_for_the_model(client: openai.OpenAI, chat_lines: Lines) -> 
     file = client.files.create(file=chat_lines(12), purpose="fine-tune")
 
     def submit(rho: float) -> Any:
+        # every forward pass paid in full
+        green = {"rho": rho, "training": {"prefix_reuse": "off"}}
         return client.fine_tuning.jobs.create(
-            model="tiny", training_file=file.id, extra_body={"green": {"rho": rho}}
+            model="tiny", training_file=file.id, extra_body={"green": green}
         )
 
     def refused_at_last() -> None:
