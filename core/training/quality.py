@@ -17,7 +17,8 @@ from core.training.interval import NOTHING_SPARED, Spared, curve_over
 
 MAX_POINTS: Final = 33
 #: of the search behind a curve: coarser than a selection's, so that the curve of a model of 270
-#: tensors takes as long as one selection does (.03 s); see `selector` for what the values may lack
+#: tensors takes about as long as one selection (27 ms; 5 to 28), times the boundaries where hidden
+#: states are stored; see `selector` for what the values may lack
 _RESOLUTION: Final = 20_000
 
 QualityCurve = tuple[tuple[float, float], ...]
