@@ -30,8 +30,8 @@ from transformers.training_args import ParallelMode
 from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.training.costs import FlopsProfile
 from core.training.flops import profile
-from core.training.importance import sum_over_gradients
-from core.training.optimiser import adamw_gain
+from core.training.importance import CrossedGain, sum_over_gradients
+from core.training.optimiser import adamw_update, chosen
 from core.training.selector import select
 
 #: batches whose mean cost is taken for the data's
@@ -137,13 +137,13 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             return
         assert self._profile is not None, "training has begun"
         model, loader = given["model"], given["train_dataloader"]
-        batches = [_on(model.device, b) for b in self._batches(args, loader, state.global_step)]
+        halves = self._halves(args, loader, state.global_step)
         importance = sum_over_gradients(
             model,
-            batches[: self.n_probes],
+            [_on(model.device, half) for half in halves],
             lambda batch: model(**batch).loss,
             {n: p for n, p in self._candidates.items() if n in set(self._profile.trainable)},
-            partial(_gain, self._candidates, _inner(given["optimizer"])),
+            CrossedGain(partial(_update, self._candidates, _inner(given["optimizer"]))),
         )
         full_flops = self._profile.full_flops
         found = select(self._profile, importance, self.rho * full_flops)
@@ -180,7 +180,7 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         """Of a mean batch; wrapped forwards (autocast, fused heads) are taken off meanwhile."""
         off = {name: vars(model).pop(name) for name in _WRAPPED if name in vars(model)}
         try:
-            batches = self._batches(args, loader, 0, at_least=_PROFILED_BATCHES)
+            batches = _collated(loader, self._picked(args, loader, 0, _PROFILED_BATCHES))
             profiles = [profile(model, batch) for batch in batches]
         finally:
             vars(model).update(off)
@@ -194,41 +194,48 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             )
         return costs
 
-    def _batches(
-        self, args: Any, loader: Any, step: int, *, at_least: int = 1
-    ) -> list[dict[str, torch.Tensor]]:
-        """Batches of the training data, the same ones at the same step; the loader does not move.
+    def _halves(self, args: Any, loader: Any, step: int) -> list[dict[str, torch.Tensor]]:
+        """Of ``n_probes`` batches, each half followed by its other half."""
+        picked = self._picked(args, loader, step, self.n_probes)
+        # a batch of one sample is its own other half
+        parts = [half or part for part in picked for half in (part[::2], part[1::2])]
+        return _collated(loader, parts)
 
-        Collators may draw random numbers: the generators are put back.
-        """
-        data, size = loader.dataset, args.per_device_train_batch_size
+    def _picked(self, args: Any, loader: Any, step: int, count: int) -> list[list[int]]:
+        """Samples of ``count`` batches of two or more, the same ones at the same step."""
         try:
-            n_samples = len(data)
+            n_samples = len(loader.dataset)
         except TypeError as error:
             raise InvalidInput(
                 "GreenTrainerCallback draws its probe batches by index; the training data must "
                 "have a length (no streaming)."
             ) from error
         rng = Random(f"{self.seed} {step}")  # noqa: S311  no secret
-        wanted = max(self.n_probes, at_least)
-        picked = [rng.sample(range(n_samples), min(size, n_samples)) for _ in range(wanted)]
-        with torch.random.fork_rng():
-            return [dict(loader.collate_fn([data[i] for i in part])) for part in picked]
+        size = min(max(2, args.per_device_train_batch_size), n_samples)
+        return [rng.sample(range(n_samples), size) for _ in range(count)]
 
 
-def _gain(
+def _collated(loader: Any, parts: Sequence[Sequence[int]]) -> list[dict[str, torch.Tensor]]:
+    """The loader does not move. Collators may draw random numbers: generators are put back."""
+    data = loader.dataset
+    with torch.random.fork_rng():
+        return [dict(loader.collate_fn([data[i] for i in part])) for part in parts]
+
+
+def _update(
     parameters: Mapping[str, torch.nn.Parameter],
     adamw: torch.optim.AdamW,
     name: str,
-    gradient: torch.Tensor,
+    gradient_N: torch.Tensor,
+    elements: slice,
 ) -> torch.Tensor:
-    """Loss drop of AdamW's next update, at the group's peak rate: warm-up may start at 0."""
+    """AdamW's next update at the group's peak rate: warm-up may start at 0."""
     parameter = parameters[name]
     group = next(g for g in adamw.param_groups if any(p is parameter for p in g["params"]))
-    return adamw_gain(
-        parameter,
-        gradient.float(),
-        adamw.state.get(parameter, {}),
+    return adamw_update(
+        parameter.detach().reshape(-1)[elements],
+        gradient_N,
+        chosen(adamw.state.get(parameter, {}), elements),
         learning_rate=float(group.get("initial_lr", group["lr"])),
         weight_decay=group["weight_decay"],
         betas=group["betas"],

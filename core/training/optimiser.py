@@ -17,8 +17,6 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 #: as torch's own clipping
 _NORM_FLOOR = 1e-6
-#: as torch's own clipping
-_NORM_FLOOR = 1e-6
 #: elements; 1 MiB in float32
 _PIECE = 1 << 18
 
@@ -56,6 +54,30 @@ def adamw_gain(
     return learning_rate * total
 
 
+@torch.no_grad()
+def adamw_update(
+    parameter_N: torch.Tensor,
+    gradient_N: torch.Tensor,
+    moments_N: Mapping[str, torch.Tensor],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (BETA1, BETA2),
+    epsilon: float = EPSILON,
+    clip: float = 1.0,
+) -> torch.Tensor:
+    """What AdamW's next step would take off ``parameter_N``, element by element; float32.
+
+    Args:
+        moments_N: as for `adamw_gain`, of the same elements.
+    """
+    t = int(moments_N["step"]) + 1 if moments_N else 1
+    means_N, squares_N = (moments_N.get(name) for name in ("exp_avg", "exp_avg_sq"))
+    clipped_N = gradient_N.float() * clip
+    update_N = _direction(clipped_N, means_N, squares_N, t, betas=betas, epsilon=epsilon)
+    return update_N.add_(parameter_N, alpha=weight_decay).mul_(learning_rate)
+
+
 def _pieces(tensor: torch.Tensor | None, *, like: torch.Tensor) -> Sequence[Any]:
     """Flat pieces that stay in a core's cache with all that is computed from them: over whole
     tensors the arithmetic waits for memory, 7 to 14 times longer. On a GPU: the whole.
@@ -64,6 +86,14 @@ def _pieces(tensor: torch.Tensor | None, *, like: torch.Tensor) -> Sequence[Any]
     if tensor is None:
         return [None] * math.ceil(like.numel() / size)
     return torch.split(tensor.detach().reshape(-1), size)
+
+
+def chosen(moments: Mapping[str, Any], elements: slice) -> dict[str, torch.Tensor]:
+    """Torch's state of a parameter (empty: fresh), for some elements of the flattened tensor."""
+    return {
+        name: value if name == "step" else value.reshape(-1)[elements]
+        for name, value in moments.items()
+    }
 
 
 def _direction(
@@ -147,6 +177,30 @@ class SelectiveAdamW:
             parameter,
             gradient,
             self._adamw.state.get(parameter, {}) if self._adamw is not None else {},
+            learning_rate=learning_rate,
+            weight_decay=self._weight_decay if parameter.ndim >= 2 else 0.0,
+            clip=clip,
+        )
+
+    @torch.no_grad()
+    def expected_update(
+        self,
+        name: str,
+        gradient_N: torch.Tensor,
+        elements: slice,
+        *,
+        learning_rate: float,
+        clip: float = 1.0,
+    ) -> torch.Tensor:
+        """What the next step would take off the chosen elements of the flattened tensor, were
+        ``gradient_N`` theirs; arguments as `expected_gain`.
+        """
+        parameter = self._parameters[name]
+        state = self._adamw.state.get(parameter, {}) if self._adamw is not None else {}
+        return adamw_update(
+            parameter.detach().reshape(-1)[elements],
+            gradient_N,
+            chosen(state, elements),
             learning_rate=learning_rate,
             weight_decay=self._weight_decay if parameter.ndim >= 2 else 0.0,
             clip=clip,

@@ -38,11 +38,11 @@ from core.training.prefix import loss_step
 from core.training.step import Batch, StepInputs, first_samples, needs_mask
 from core.training.summary import fit_result, start_record
 
-#: a selection may cost one probe batch, 1.1 full steps, for so many steps that it is in force:
-#: half a percent of their time where they take only .3 of a full step's; for fewer steps the probe
-#: has fewer samples
-_STEPS_PER_PROBE = 800
-_MAX_PROBES = 4
+#: a selection may cost one pair of probes, 1.1 full steps, for so many steps that it is in force:
+#: half a percent of their time where they take only .3 of a full step's; for fewer steps the probes
+#: have fewer samples
+_STEPS_PER_PAIR = 800
+_MAX_PAIRS = 4
 
 
 @dataclass(slots=True)
@@ -375,10 +375,11 @@ class Run:
         )
 
     def _probes(self) -> list[StepInputs]:
+        """In pairs: what one says of the other's update is importance."""
         in_force = self._job.course.longest(self._state.step)
-        n_probes = min(_MAX_PROBES, max(1, in_force // _STEPS_PER_PROBE))
+        n_probes = 2 * min(_MAX_PAIRS, max(1, in_force // _STEPS_PER_PAIR))
         ahead = [in_force * (2 * probe + 1) // (2 * n_probes) for probe in range(n_probes)]
-        share = in_force * self._job.training.gradient_accumulation / _STEPS_PER_PROBE
+        share = in_force * self._job.training.gradient_accumulation / _STEPS_PER_PAIR / 2
         probes = [next(self._batches(self._state.step + steps)) for steps in ahead]
         return [self._step.inputs(first_samples(probe, share)) for probe in probes]
 

@@ -16,7 +16,7 @@ from core.training.loop import fit
 from core.training.methods import method_named
 from core.training.prefix import PrefixReuse, spared_by_reuse
 from core.training.step import LossStep
-from tests.fixtures.tiny_models import tiny_model
+from tests.fixtures.tiny_models import Batches, tiny_model
 from tests.unit.training.test_prefix_reuse import Regrouped, Steps, _job, _prices
 
 SPARED = Spared(boundary={}, flops=(1.0,))
@@ -128,9 +128,13 @@ def test_stopped_and_resumed_gives_the_same_bits(is_efficient, tmp_path):
 
 
 def test_efficient_tells_what_it_chose_and_full_is_chosen_where_it_is_best():
-    job, seen = _green(rho=1.0, is_efficient=True, max_steps=2), Steps()
+    # one batch again and again: what one half teaches, the other half wants
+    job = dataclasses.replace(
+        _green(rho=1.0, is_efficient=True, max_steps=2), feed=Batches(1), reuse=None
+    )
+    seen = Steps()
     fit(job, hooks=[seen])
-    (found,) = seen.selections
+    found = seen.selections[0]
     assert found.rho <= 1
     assert found.drop_per_flop == pytest.approx(
         found.importance / (found.rho_planned * job.profile.full_flops)

@@ -1,11 +1,17 @@
 """Importance and the selective optimiser, against a real AdamW that takes the step."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 
-from core.training.importance import measure_importance
+from core.training.importance import (
+    CrossedGain,
+    measure_crossed_importance,
+    measure_importance,
+    sampled_elements,
+)
 from core.training.optimiser import SelectiveAdamW, adamw_gain
 from core.training.step import LossStep
 from tests.fixtures.tiny_models import PAIRS, padded_batch, tiny_model
@@ -19,8 +25,10 @@ def _loss(model, batch):
     return step(inputs).loss_sum / inputs.n_labels
 
 
-def _reference(model, batches, probe, trained):
-    """Train all with torch's own AdamW, deep copies and two steps' memory: -sum(grad * delta)."""
+def _next_step(model, batches, probe, trained):
+    """Torch's own AdamW on a deep copy, trained on ``batches``: the probe's gradient, and what the
+    step that follows takes off each weight.
+    """
     twin = copy.deepcopy(model)
     parameters = dict(twin.named_parameters())
     groups = [
@@ -37,12 +45,15 @@ def _reference(model, batches, probe, trained):
     before = {n: p.detach().clone() for n, p in parameters.items()}
     adamw.zero_grad()
     _loss(twin, probe).backward()
-    gradients = {n: p.grad.clone() for n, p in parameters.items()}
+    gradients = {n: p.grad.double() for n, p in parameters.items()}
     adamw.step()
-    return {
-        n: -float((gradients[n].double() * (p.detach() - before[n]).double()).sum())
-        for n, p in parameters.items()
-    }
+    return gradients, {n: (before[n] - p.detach()).double() for n, p in parameters.items()}
+
+
+def _reference(model, batches, probe, trained):
+    """-sum(grad * delta), with deep copies and two steps' memory."""
+    gradients, updates = _next_step(model, batches, probe, trained)
+    return {n: float((gradients[n] * updates[n]).sum()) for n in gradients}
 
 
 def _trained_twin(model, batches, trained):
@@ -202,3 +213,53 @@ def test_a_tensor_of_several_pieces_gives_what_adamws_step_gives(n_steps):
     adamw.step()
     drop = -(gradient.double() * (parameter.detach() - before).double()).sum()
     assert float(gain) == pytest.approx(float(drop), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+@pytest.mark.parametrize("n_steps", [0, 3])
+def test_crossed_importance_takes_the_update_of_one_half_and_the_gradient_of_the_other(
+    kind, n_steps
+):
+    model = tiny_model(kind)
+    is_pair = kind in PAIRS
+    batches = [padded_batch(seed=i, is_pair=is_pair) for i in range(n_steps)]
+    halves = [padded_batch(seed=i, is_pair=is_pair) for i in (8, 9)]
+    names = [n for n, _ in model.named_parameters()]
+    trained = set(names[::2])
+    taken = [_next_step(model, batches, half, trained) for half in halves]
+    parameters, optimiser = _trained_twin(model, batches, trained)
+    step = LossStep(model)
+    inputs = [step.inputs(half) for half in halves]
+    found = measure_crossed_importance(step, inputs, parameters, optimiser, learning_rate=RATE)
+    for name in names:
+        there = (taken[1][0][name] * taken[0][1][name]).sum()
+        back = (taken[0][0][name] * taken[1][1][name]).sum()
+        assert found[name] == pytest.approx(float(there + back) / 2, rel=5e-3, abs=1e-7), name
+
+
+def test_what_does_not_carry_over_to_other_samples_counts_for_nothing():
+    draw = torch.Generator().manual_seed(11)
+    signal = 0.5 * torch.randn(300, 700, generator=draw)
+    gains = {}
+    for name, kept in (("learnable", 1.0), ("noise", 0.0)):
+        optimiser = SelectiveAdamW(
+            {name: torch.nn.Parameter(torch.zeros(300, 700))}, weight_decay=0.0
+        )
+        crossed = CrossedGain(partial(optimiser.expected_update, learning_rate=RATE))
+        halves = [kept * signal + torch.randn(300, 700, generator=draw) for _ in range(2)]
+        assert float(crossed(name, halves[0])) == 0.0
+        gains[name] = float(crossed(name, halves[1]))
+        alone = float(optimiser.expected_gain(name, halves[0], learning_rate=RATE))
+        assert alone > 0.7 * RATE * signal.numel()  # of one half alone, noise looks as good
+    assert gains["learnable"] > 10 * abs(gains["noise"])
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (576, 1536), (49152, 576), (7, 3, 65536)])
+def test_sampled_elements_are_few_and_touch_every_column(shape):
+    meta = torch.empty(shape, device="meta")
+    elements = sampled_elements(meta)
+    n_chosen = len(range(meta.numel())[elements])
+    assert n_chosen <= 1 << 17
+    assert n_chosen >= min(meta.numel(), 1 << 15)
+    columns = shape[-1] if shape else 1
+    assert {i % columns for i in range(meta.numel())[elements]} == set(range(columns))
