@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,6 +80,13 @@ class FitJob:
             selections=self.selections,
             spared=None if self.reuse is None else self.reuse.spared,
         )
+
+    def batches(self, step: int) -> Iterator[Batch]:
+        """The micro-batches of step ``step`` (from 0); the last step of an epoch has fewer."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        size = self.training.gradient_accumulation
+        last = min((within + 1) * size, self.feed.batches_per_epoch)
+        return (self.feed.batch(epoch, index) for index in range(within * size, last))
 
     def learning_rate(self, rho: float, step: int) -> float:
         """Of step ``step`` (from 0) at the share ``rho`` of full fine-tuning's FLOPs."""

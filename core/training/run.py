@@ -26,7 +26,6 @@ from core.training.hooks import (
     FitResult,
     Hook,
     Outcome,
-    SelectionRecord,
     StepRecord,
     ValidationRecord,
 )
@@ -35,14 +34,9 @@ from core.training.importance import needs_probes, rank_tensors
 from core.training.job import FitJob
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
-from core.training.step import Batch, StepInputs, first_samples, needs_mask
-from core.training.summary import fit_result, start_record
-
-#: a selection may cost one pair of probes, 1.1 full steps, for so many steps that it is in force:
-#: half a percent of their time where they take only .3 of a full step's; for fewer steps the probes
-#: have fewer samples
-_STEPS_PER_PAIR = 800
-_MAX_PAIRS = 4
+from core.training.probing import probe_batches
+from core.training.step import StepInputs, needs_mask
+from core.training.summary import fit_result, selection_record, start_record
 
 
 @dataclass(slots=True)
@@ -171,27 +165,21 @@ class Run:
         curve = self._job.method.quality(found.point) if is_drop else ()
         importance = choice.importance
         if is_drop and importance is not None:
+            # measured at the rate of before, spent at that of what is trained now
             importance *= self._learning_rate / measured_rate
         duration_s = time.perf_counter() - started_s
         self._state.train_duration_s += duration_s
-        mean_flops = choice.rho_planned * self._job.profile.full_flops
-        has_drop = is_drop and importance is not None and mean_flops > 0
         self._tell(
             "on_selection",
-            SelectionRecord(
-                step=self._state.step,
-                epoch=self.epoch,
-                rho=choice.rho,
-                rho_planned=choice.rho_planned,
-                names=choice.names,
-                n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
+            selection_record(
+                self._job,
+                self._state,
+                found,
                 importance=importance,
+                quality_curve=curve,
+                n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
                 flops=self._state.selection_flops - spent_before,
                 duration_s=duration_s,
-                quality_curve=curve,
-                n_steps=found.n_steps,
-                drop_per_flop=importance / mean_flops if has_drop and importance else None,
-                full_ratio=choice.full_ratio if is_drop else None,
             ),
         )
 
@@ -356,9 +344,9 @@ class Run:
         self._state.ever_trained = tuple(name for name in self._parameters if name in ever)
 
     def _measure_importance(self) -> dict[str, float]:
-        """On batches spread evenly over the steps that the selection will be in force for."""
         kind, connected = self._job.importance, set(self._job.profile.trainable)
-        probes = self._probes() if needs_probes(kind) else []
+        drawn = probe_batches(self._job, self._state.step) if needs_probes(kind) else []
+        probes = [self._step.inputs(batch) for batch in drawn]
         price = self._job.prices.of(connected)
         flops = sum(price(inputs.shape) for inputs in probes)
         self._state.selection_flops += flops
@@ -374,24 +362,8 @@ class Run:
             seed=self._job.seed + self._state.step,
         )
 
-    def _probes(self) -> list[StepInputs]:
-        """In pairs: what one says of the other's update is importance."""
-        in_force = self._job.course.longest(self._state.step)
-        n_probes = 2 * min(_MAX_PAIRS, max(1, in_force // _STEPS_PER_PAIR))
-        ahead = [in_force * (2 * probe + 1) // (2 * n_probes) for probe in range(n_probes)]
-        share = in_force * self._job.training.gradient_accumulation / _STEPS_PER_PAIR / 2
-        probes = [next(self._batches(self._state.step + steps)) for steps in ahead]
-        return [self._step.inputs(first_samples(probe, share)) for probe in probes]
-
     def _step_inputs(self, step: int) -> list[StepInputs]:
-        return [self._step.inputs(batch) for batch in self._batches(step)]
-
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of a step; the last step of an epoch has fewer."""
-        epoch, within = divmod(step, self._job.steps_per_epoch)
-        size = self._job.training.gradient_accumulation
-        last = min((within + 1) * size, self._job.feed.batches_per_epoch)
-        return (self._job.feed.batch(epoch, index) for index in range(within * size, last))
+        return [self._step.inputs(batch) for batch in self._job.batches(step)]
 
     def _not_finite(self, what: str, value: float) -> NanLoss:
         return NanLoss(

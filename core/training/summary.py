@@ -1,11 +1,12 @@
-"""What a run tells of itself as a whole, at its start and at its end."""
+"""What a run tells of itself: at its start, at each selection and at its end."""
 
 from __future__ import annotations
 
 from core.training.checkpoint import TrainState
-from core.training.hooks import FitResult, Outcome, StartRecord
-from core.training.horizon import lowest_rho
+from core.training.hooks import FitResult, Outcome, SelectionRecord, StartRecord
+from core.training.horizon import Horizon, lowest_rho
 from core.training.job import FitJob
+from core.training.quality import QualityCurve
 
 
 def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartRecord:
@@ -22,6 +23,39 @@ def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartReco
         device=str(job.model.device),
         precision=job.numerics.precision,
         probe=job.numerics.probe,
+    )
+
+
+def selection_record(
+    job: FitJob,
+    state: TrainState,
+    found: Horizon,
+    *,
+    importance: float | None,
+    quality_curve: QualityCurve,
+    n_trained_parameters: int,
+    flops: float,
+    duration_s: float,
+) -> SelectionRecord:
+    """Args: as the record's; ``importance`` at the rate of what is trained."""
+    choice = found.choice
+    is_drop = job.importance == "importance"  # the other rankings are no loss drops
+    mean_flops = choice.rho_planned * job.profile.full_flops
+    has_drop = is_drop and bool(importance) and mean_flops > 0
+    return SelectionRecord(
+        step=state.step,
+        epoch=state.step / job.steps_per_epoch,
+        rho=choice.rho,
+        rho_planned=choice.rho_planned,
+        names=choice.names,
+        n_trained_parameters=n_trained_parameters,
+        importance=importance,
+        flops=flops,
+        duration_s=duration_s,
+        quality_curve=quality_curve,
+        n_steps=found.n_steps,
+        drop_per_flop=importance / mean_flops if importance and has_drop else None,
+        full_ratio=choice.full_ratio if is_drop else None,
     )
 
 
