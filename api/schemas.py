@@ -73,7 +73,7 @@ class MethodIn(Request):
 class TrainingIn(Request):
     """``green.training``: what OpenAI's hyperparameters cannot say. Null: the server's rule.
 
-    Ranges are `core.spec.TrainingOptions`'s own.
+    Ranges are `core.training_options.TrainingOptions`'s own.
     """
 
     learning_rate: float | None = None

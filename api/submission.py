@@ -17,8 +17,8 @@ from core.spec import (
     JobSpec,
     MethodOptions,
     TaskOptions,
-    TrainingOptions,
 )
+from core.training_options import TrainingOptions
 
 # Share of full fine-tuning's FLOPs where no zone is known, so that "auto" has nothing to follow. At
 # 0.7 GreenTrainer equals full fine-tuning's ROUGE in its paper's summarisation tables.

@@ -24,12 +24,13 @@ from benchmarks.hf_trainer import train_with_trainer
 from benchmarks.measure import Gauge, load, machine, synchronise
 from core.errors import InvalidInput
 from core.settings import Settings
-from core.spec import EvalOptions, GreenOptions, JobSpec, TrainingOptions
+from core.spec import EvalOptions, GreenOptions, JobSpec
 from core.training.evaluate import evaluate
 from core.training.hooks import FitResult, Hook, SelectionRecord, StartRecord, StepRecord
 from core.training.numerics import choose_numerics
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep, needs_mask
+from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare, train
 
 #: shares of a run at which it is validated; the best is kept

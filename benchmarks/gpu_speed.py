@@ -16,8 +16,9 @@ from benchmarks.budget_run import FULL, Contender
 from benchmarks.gpu_checks import restore, weights_of
 from benchmarks.measure import Gauge, table
 from core.settings import Settings
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
 from core.training.hooks import FitResult, Hook, SelectionRecord, StartRecord, StepRecord
+from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare, train
 
 RHOS: Final = (0.7, 0.5, 0.4)

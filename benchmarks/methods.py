@@ -36,11 +36,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.demo import build
 from core.settings import DEMO_MODEL, Settings
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
 from core.training.hooks import FitResult, Hook, SelectionRecord, StepRecord
 from core.training.numerics import choose_numerics
 from core.training.optimiser import SelectiveAdamW
 from core.training.step import LossStep, StepInputs
+from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare, train
 
 RHOS = (0.7, 0.5, 0.4)

@@ -51,8 +51,9 @@ from paper_flops import (  # beside this file
 from benchmarks.measure import machine, mean_text, peak_bytes, table
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
-from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions, TrainingOptions
+from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
 from core.training.hooks import FitResult, Hook, StepRecord
+from core.training_options import TrainingOptions
 from worker.prepare import prepare, train
 
 ROUGES: Final = ("rouge1", "rouge2", "rougeL")

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.demo import build
 from core.settings import DEMO_MODEL, Settings
-from core.spec import GreenOptions, JobSpec, Method, PrefixReuseChoice, TrainingOptions
+from core.spec import GreenOptions, JobSpec, Method
 from core.training.hooks import FitResult, Hook, StepRecord
+from core.training_options import PrefixReuseChoice, TrainingOptions
 from worker.prepare import Prepared, prepare, train
 
 RHOS = (0.7, 0.5, 0.4)

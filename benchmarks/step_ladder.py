@@ -45,9 +45,10 @@ from benchmarks.step_contenders import MAX_NORM, RATE, Contender, contenders
 from core.data.batches import collate
 from core.data.demo import build
 from core.settings import DEMO_MODEL, Settings
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
 from core.training.numerics import choose_numerics, computes_in_bfloat16
 from core.training.step import Batch
+from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare
 
 MEASURED = "## Measured"

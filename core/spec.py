@@ -15,16 +15,13 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from core.errors import InvalidInput, UnknownParameter, UnsupportedMethod
+from core.training_options import TrainingOptions, is_number, require
 
 Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
 #: methods that train tensors added to the model, and leave its own as they are
 ADAPTER_METHODS: tuple[str, ...] = ("lora", "prefix", "green_lora")
 ImportanceName = Literal["importance", "random", "magnitude", "fisher"]
-LossOn = Literal["assistant", "all"]
-Schedule = Literal["linear", "cosine", "constant"]
-PrefixReuseChoice = Literal["auto", "on", "off"]
-Precision = Literal["auto", "fp32", "bf16"]
 Metric = Literal["rouge1", "rouge2", "rougeL", "exact_match", "f1", "accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 DecodingName = Literal["greedy", "beam"]
@@ -43,115 +40,6 @@ BYTES_PER_TOKEN = 4.0
 _T = TypeVar("_T")
 _MOMENTS = ("earliest_start", "deadline")
 _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-def _require(ok: bool, param: str, rule: str, got: object) -> None:
-    if not ok:
-        raise InvalidInput(f"{param} must be {rule}; got {got!r}.", param=param)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingOptions:
-    """How to train. ``None`` means: resolved from the data, the method and the model."""
-
-    n_epochs: int | None = None
-    #: samples per optimiser step are ``batch_size * gradient_accumulation``
-    batch_size: int | None = None
-    gradient_accumulation: int = 1
-    #: peak rate; None: the method's own rule
-    learning_rate: float | None = None
-    #: scales the rule's rate (OpenAI's hyperparameter)
-    learning_rate_multiplier: float | None = None
-    schedule: Schedule = "linear"
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    #: tokens of prompt kept (the oldest are cut) and of answer kept; None: the model's context
-    max_input_tokens: int | None = None
-    max_output_tokens: int | None = None
-    loss_on: LossOn = "assistant"
-    #: stop after so many optimiser steps, whatever the epochs say
-    max_steps: int | None = None
-    #: epochs between two selections (may be a fraction); None: chosen with the selection where
-    #: hidden states are stored, else one
-    selection_interval: float | None = None
-    checkpoint_every_s: float = 600.0
-    #: store hidden states below what is trained; auto: where data passes twice between selections
-    prefix_reuse: PrefixReuseChoice = "auto"
-    #: bf16: autocast over float32 weights; auto: bf16 where the processor computes in it
-    precision: Precision = "auto"
-    #: blocks keep their input alone and run again in the backward pass: less memory, more FLOPs
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        at = "green.training."
-        hyper = "hyperparameters."
-        if self.n_epochs is not None:
-            _require(1 <= self.n_epochs <= 50, hyper + "n_epochs", "1..50", self.n_epochs)
-        if self.batch_size is not None:
-            _require(1 <= self.batch_size <= 256, hyper + "batch_size", "1..256", self.batch_size)
-        _require(
-            1 <= self.gradient_accumulation <= 1024,
-            at + "gradient_accumulation",
-            "1..1024",
-            self.gradient_accumulation,
-        )
-        for name in ("learning_rate", "learning_rate_multiplier"):
-            value = getattr(self, name)
-            where = (at if name == "learning_rate" else hyper) + name
-            _require(
-                value is None or (_is_number(value) and 0 < value < 1e6),
-                where,
-                "a number above 0",
-                value,
-            )
-        _require(
-            self.schedule in get_args(Schedule),
-            at + "schedule",
-            f"one of {', '.join(get_args(Schedule))}",
-            self.schedule,
-        )
-        _require(0 <= self.warmup_ratio < 1, at + "warmup_ratio", "in [0, 1)", self.warmup_ratio)
-        _require(self.weight_decay >= 0, at + "weight_decay", "0 or more", self.weight_decay)
-        _require(self.max_grad_norm > 0, at + "max_grad_norm", "above 0", self.max_grad_norm)
-        for name in ("max_input_tokens", "max_output_tokens", "max_steps"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, at + name, "1 or more", value)
-        _require(self.loss_on in get_args(LossOn), at + "loss_on", "assistant or all", self.loss_on)
-        _require(
-            self.selection_interval is None or self.selection_interval > 0,
-            at + "selection_interval",
-            "above 0",
-            self.selection_interval,
-        )
-        _require(
-            self.checkpoint_every_s > 0,
-            at + "checkpoint_every_s",
-            "above 0",
-            self.checkpoint_every_s,
-        )
-        _require(
-            self.prefix_reuse in get_args(PrefixReuseChoice),
-            at + "prefix_reuse",
-            f"one of {', '.join(get_args(PrefixReuseChoice))}",
-            self.prefix_reuse,
-        )
-        _require(
-            self.precision in get_args(Precision),
-            at + "precision",
-            f"one of {', '.join(get_args(Precision))}",
-            self.precision,
-        )
-        _require(
-            isinstance(self.gradient_checkpointing, bool),
-            at + "gradient_checkpointing",
-            "true or false",
-            self.gradient_checkpointing,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,12 +63,12 @@ class MethodOptions:
             value = getattr(self, name)
             is_whole = isinstance(value, int) and not isinstance(value, bool)
             is_unset = value is None and name == "k"
-            _require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
-        is_scale = _is_number(self.alpha) and 0 < self.alpha < math.inf
-        _require(is_scale, at + "alpha", "a number above 0", self.alpha)
-        is_share = _is_number(self.dropout) and 0 <= self.dropout < 1
-        _require(is_share, at + "dropout", "in [0, 1)", self.dropout)
-        _require(isinstance(self.merge, bool), at + "merge", "true or false", self.merge)
+            require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
+        is_scale = is_number(self.alpha) and 0 < self.alpha < math.inf
+        require(is_scale, at + "alpha", "a number above 0", self.alpha)
+        is_share = is_number(self.dropout) and 0 <= self.dropout < 1
+        require(is_share, at + "dropout", "in [0, 1)", self.dropout)
+        require(isinstance(self.merge, bool), at + "merge", "true or false", self.merge)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +105,7 @@ class GreenOptions:
             )
         rankings = get_args(ImportanceName)
         among = f"one of {', '.join(rankings)}"
-        _require(self.importance in rankings, "green.importance", among, self.importance)
+        require(self.importance in rankings, "green.importance", among, self.importance)
         if self.options.merge and self.method == "prefix":
             raise InvalidInput(
                 "A prefix is no change of weights and cannot be merged into them; leave "
@@ -227,8 +115,8 @@ class GreenOptions:
         if self.rho == "efficient":
             self._check_efficient()
         elif self.rho != "auto":
-            _require(
-                _is_number(self.rho) and 0 < float(self.rho) <= 1,
+            require(
+                is_number(self.rho) and 0 < float(self.rho) <= 1,
                 "green.rho",
                 'a number above 0 and at most 1, "auto" or "efficient"',
                 self.rho,
@@ -236,11 +124,11 @@ class GreenOptions:
         for name, known in (("schedule", Timing), ("on_budget", OnBudget)):
             words = get_args(known)
             value = getattr(self, name)
-            _require(value in words, f"green.{name}", f"one of {', '.join(words)}", value)
+            require(value in words, f"green.{name}", f"one of {', '.join(words)}", value)
         for name in ("max_hold_s", "energy_budget_wh", "carbon_budget_g"):
             value = getattr(self, name)
-            ok = value is None or (_is_number(value) and 0 < value < math.inf)
-            _require(ok, f"green.{name}", "a number above 0", value)
+            ok = value is None or (is_number(value) and 0 < value < math.inf)
+            require(ok, f"green.{name}", "a number above 0", value)
         self._check_moments()
 
     def _check_efficient(self) -> None:
@@ -262,10 +150,10 @@ class GreenOptions:
             moment = getattr(self, name)
             if moment is not None:
                 aware = isinstance(moment, datetime) and moment.tzinfo is not None
-                _require(aware, f"green.{name}", "a moment with its time zone", moment)
+                require(aware, f"green.{name}", "a moment with its time zone", moment)
                 object.__setattr__(self, name, moment.astimezone(UTC))
         if self.earliest_start is not None and self.deadline is not None:
-            _require(
+            require(
                 self.deadline > self.earliest_start,
                 "green.deadline",
                 f"after green.earliest_start, {self.earliest_start.isoformat()}",
@@ -312,17 +200,17 @@ class EvalOptions:
     def __post_init__(self) -> None:
         at = "green.eval."
         listed = isinstance(self.metrics, (list, tuple))
-        _require(listed, at + "metrics", "a list of metrics", self.metrics)
+        require(listed, at + "metrics", "a list of metrics", self.metrics)
         for name in self.metrics:
-            _require(name in METRICS, at + "metrics", f"of {', '.join(METRICS)}", name)
+            require(name in METRICS, at + "metrics", f"of {', '.join(METRICS)}", name)
         # JSON has lists only; each metric counts once
         object.__setattr__(self, "metrics", tuple(dict.fromkeys(self.metrics)))
         for name, most in (("max_examples", 100_000), ("max_new_tokens", 4096)):
             value = getattr(self, name)
             is_whole = isinstance(value, int) and not isinstance(value, bool)
             is_unset = value is None and name == "max_new_tokens"
-            _require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
-        _require(
+            require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
+        require(
             self.decoding in get_args(DecodingName),
             at + "decoding",
             f"one of {', '.join(get_args(DecodingName))}",
@@ -341,7 +229,7 @@ class TaskOptions:
 
     def __post_init__(self) -> None:
         texts = [self.name, *self.columns, *self.columns.values()]
-        _require(
+        require(
             all(isinstance(text, str) and text for text in texts), "task", "made of names", texts
         )
 
@@ -366,8 +254,8 @@ class JobSpec:
     eval: EvalOptions | None = None
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed <= SEED_MAX, "seed", f"0..{SEED_MAX}", self.seed)
-        _require(
+        require(0 <= self.seed <= SEED_MAX, "seed", f"0..{SEED_MAX}", self.seed)
+        require(
             self.suffix is None or _SUFFIX.fullmatch(self.suffix) is not None,
             "suffix",
             "1 to 64 letters, digits, '.', '_' or '-'",

@@ -16,15 +16,8 @@ from rich.console import Console
 
 from core.errors import DataInvalid, GreentuneError, MissingParameter
 from core.settings import DEMO_MODEL
-from core.spec import (
-    METHODS,
-    EvalOptions,
-    GreenOptions,
-    JobSpec,
-    MethodOptions,
-    TaskOptions,
-    TrainingOptions,
-)
+from core.spec import METHODS, EvalOptions, GreenOptions, JobSpec, MethodOptions, TaskOptions
+from core.training_options import TrainingOptions
 
 # ruff: noqa: PLC0415  see above
 

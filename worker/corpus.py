@@ -19,8 +19,9 @@ from core.data.tasks import Task, TaskData, task_named
 from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
 from core.data.validation import DataLimits, ValidationReport, validate
 from core.errors import InvalidInput
-from core.spec import JobSpec, TrainingOptions
+from core.spec import JobSpec
 from core.training.models import LoadedModel, hub_answers
+from core.training_options import TrainingOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

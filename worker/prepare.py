@@ -20,14 +20,7 @@ from core.data.batches import BatchPlan, collate
 from core.data.tokens import TokenDataset
 from core.data.validation import DataLimits, ValidationReport
 from core.errors import InvalidInput, ModelNotFound, RhoInfeasible
-from core.spec import (
-    ADAPTER_METHODS,
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_EPOCHS,
-    JobSpec,
-    Precision,
-    TrainingOptions,
-)
+from core.spec import ADAPTER_METHODS, DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, JobSpec
 from core.training.adapters import add_adapters, base_name_of, is_adapted
 from core.training.checkpoint import Checkpoint, newest_checkpoint
 from core.training.costs import FlopsProfile
@@ -42,6 +35,7 @@ from core.training.numerics import choose_numerics
 from core.training.prefix import PrefixReuse, spared_by_reuse
 from core.training.pricing import Shape, StepPrices, price_steps
 from core.training.step import Batch, LossStep
+from core.training_options import Precision, TrainingOptions
 from worker.corpus import Corpus, corpus_of
 from worker.evaluation import Exam, card_rows, set_exam
 from worker.reuse import prefix_reuse

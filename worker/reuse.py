@@ -13,10 +13,10 @@ from typing import Any, Final
 import psutil
 
 from core.data.tokens import TokenDataset
-from core.spec import TrainingOptions
 from core.training.interval import Spared
 from core.training.methods import Everything, Method
 from core.training.prefix import PrefixReuse
+from core.training_options import TrainingOptions
 
 #: of the memory and of the disk that are free when the run begins: others work here, too
 _SHARE: Final = 4

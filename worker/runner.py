@@ -37,9 +37,10 @@ from core.jobs import service, store
 from core.jobs.records import Claim, CostRecord, EventRecord, FullCostRecord, Hyperparameters
 from core.objects.folders import get_folder
 from core.settings import Settings
-from core.spec import JobSpec, TrainingOptions
+from core.spec import JobSpec
 from core.training.hooks import FitResult, Hook
 from core.training.schedule import peak_learning_rate
+from core.training_options import TrainingOptions
 from worker.base import BaseFetcher
 from worker.calibration import Calibration, known_cost
 from worker.child import ChildExit

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.errors import StorageUnavailable
-from core.spec import Precision
+from core.training_options import Precision
 
 FORMAT: Final = 1
 # not "manifest.json": that is the object store's name for its own list of a folder's files

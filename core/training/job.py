@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from core.spec import ImportanceName, TrainingOptions
+from core.spec import ImportanceName
 from core.training.costs import FlopsProfile
 from core.training.hooks import EvaluationRecord
 from core.training.horizon import Course
@@ -16,6 +16,7 @@ from core.training.prefix import PrefixReuse
 from core.training.pricing import StepPrices
 from core.training.schedule import peak_learning_rate, schedule_factor
 from core.training.step import Batch
+from core.training_options import TrainingOptions
 
 
 class Feed(Protocol):

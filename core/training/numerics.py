@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 
 from core.errors import OutOfMemory
-from core.spec import Precision
+from core.training_options import Precision
 
 #: torch makes its attributes at run time, unseen by type checkers
 _MKLDNN: Any = torch.backends.mkldnn
@@ -59,7 +59,7 @@ class Numerics:
 
     @property
     def name(self) -> Literal["fp32", "bf16"]:
-        """As `core.spec.TrainingOptions.precision`, chosen."""
+        """As `core.training_options.TrainingOptions.precision`, chosen."""
         return "fp32" if self.autocast_dtype is None else "bf16"
 
 

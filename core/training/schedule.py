@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from core.spec import Schedule
+from core.training_options import Schedule
 
 #: (rho, peak rate), rho falling
 _PEAKS = ((1.0, 1e-4), (0.7, 2e-4), (0.5, 3e-4), (0.4, 5e-4))

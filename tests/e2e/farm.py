@@ -19,7 +19,8 @@ from core.jobs.database import now, open_database
 from core.jobs.records import CheckpointRecord, EventRecord, JobRecord, NewFile
 from core.objects.folders import get_folder
 from core.objects.opening import open_store
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
+from core.training_options import TrainingOptions
 from core.wire import JOBS_QUEUE, RUN_JOB
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,7 +8,8 @@ from core.errors import InvalidInput, InvalidTransition, LeaseLost, NotFound
 from core.jobs import service, store
 from core.jobs.lifecycle import TRANSIENT_LIMIT, Release
 from core.jobs.records import Baseline, Progress
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
+from core.training_options import TrainingOptions
 from tests.integration.jobs.engine import (
     HYPERPARAMETERS,
     LEASE_S,

@@ -24,7 +24,8 @@ from core.jobs.lifecycle import Status
 from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
 from core.objects.folders import get_folder
 from core.objects.local import LocalStore
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
+from core.training_options import TrainingOptions
 from tests.integration.worker.conftest import TENANT
 from worker import runner
 from worker.reporter import Reporter

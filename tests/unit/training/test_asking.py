@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from core.errors import InvalidInput
-from core.spec import EvalOptions, JobSpec, TrainingOptions
+from core.spec import EvalOptions, JobSpec
 from core.training.answers import evaluate_answers
 from core.training.generation import decoding_named
 from core.training.hooks import CheckpointRecord, Control, EvaluationRecord, Hook
@@ -21,6 +21,7 @@ from core.training.methods import method_named
 from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
 from core.training.pricing import price_steps
+from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import Batches, padded_batch, tiny_model
 
 PROMPTS = [[7, 8, 9], [12, 13]]

@@ -8,7 +8,6 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from core.errors import ModelUnavailable, NanLoss, OutOfMemory, RhoInfeasible
-from core.spec import TrainingOptions
 from core.training.hooks import Control, Hook
 from core.training.job import FitJob
 from core.training.loop import fit
@@ -16,6 +15,7 @@ from core.training.methods import method_named
 from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
 from core.training.pricing import price_steps
+from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
 
 PLAIN = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")

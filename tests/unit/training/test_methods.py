@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import InvalidInput, ModelUnavailable, RhoInfeasible, UnsupportedMethod
-from core.spec import GreenOptions, JobSpec, MethodOptions, TrainingOptions
+from core.spec import GreenOptions, JobSpec, MethodOptions
 from core.training.adapters import add_adapters, merged, tuned
 from core.training.blocks import blocks_from_the_loss
 from core.training.export import save_model
@@ -23,6 +23,7 @@ from core.training.numerics import Numerics
 from core.training.optimiser import SelectiveAdamW
 from core.training.pricing import price_steps, profile_shape
 from core.training.step import LossStep
+from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
 
 # PEFT asks transformers 5 for an attribute by its old name, inside its own forward passes too

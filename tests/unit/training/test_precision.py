@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from core.errors import InvalidInput
-from core.spec import TrainingOptions
 from core.training.checkpoint import newest_checkpoint
 from core.training.evaluate import evaluate
 from core.training.hooks import Control, Hook
@@ -19,6 +18,7 @@ from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
 from core.training.pricing import price_steps
 from core.training.step import LossStep
+from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, Batches, padded_batch, tiny_model
 
 CPU = torch.device("cpu")

@@ -8,7 +8,6 @@ import torch
 
 from core.data.batches import BatchPlan, collate
 from core.data.tokens import Sample
-from core.spec import TrainingOptions
 from core.training.hooks import Control, Hook
 from core.training.interval import NOTHING_SPARED, min_rho
 from core.training.job import FitJob
@@ -19,6 +18,7 @@ from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
 from core.training.prefix_layout import find_layout
 from core.training.pricing import price_steps
+from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, VOCABULARY, padded_batch, tiny_model
 
 PLAIN = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")

@@ -8,7 +8,7 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from core.errors import InvalidInput, ModelUnsupported
-from core.spec import GreenOptions, JobSpec, MethodOptions, TrainingOptions
+from core.spec import GreenOptions, JobSpec, MethodOptions
 from core.training.adapters import add_adapters
 from core.training.importance import measure_importance
 from core.training.job import FitJob
@@ -21,6 +21,7 @@ from core.training.prefix import PrefixReuse
 from core.training.pricing import price_steps, profile_shape
 from core.training.recompute import blocks_of, recomputing
 from core.training.step import LossStep
+from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, Batches, padded_batch, tiny_model
 
 ALL = [*CAUSAL, *PAIRS]

@@ -14,9 +14,10 @@ from core.carbon.energy import MeteredEnergy
 from core.data.tasks import task_named
 from core.data.validation import DataLimits
 from core.errors import DataInvalid, InvalidInput
-from core.spec import EvalOptions, GreenOptions, JobSpec, TaskOptions, TrainingOptions
+from core.spec import EvalOptions, GreenOptions, JobSpec, TaskOptions
 from core.training.generation import decoding_named
 from core.training.models import load_model
+from core.training_options import TrainingOptions
 from worker.corpus import corpus_of
 from worker.evaluation import EvaluationFile, energy_within, evaluate_task
 from worker.prepare import Prepared, export, prepare, train

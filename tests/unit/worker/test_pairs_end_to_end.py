@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from core.data.validation import DataLimits
-from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions, TrainingOptions
+from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
 from core.training.generation import Decoding, generate
 from core.training.models import load_model
 from core.training.step import LossStep
+from core.training_options import TrainingOptions
 from tests.fixtures.pair_models import build_pair_models
 from worker.prepare import export, prepare, train
 

@@ -3,9 +3,10 @@
 import pytest
 
 from core.errors import InvalidInput
-from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.spec import GreenOptions, JobSpec
 from core.training.checkpoint import newest_checkpoint
 from core.training.hooks import Control
+from core.training_options import TrainingOptions
 from worker.prepare import prepare, train
 
 

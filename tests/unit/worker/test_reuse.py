@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from core.errors import InvalidInput
-from core.spec import TrainingOptions
 from core.training.interval import Spared
 from core.training.methods import method_named
+from core.training_options import TrainingOptions
 from worker import reuse as module
 from worker.reuse import prefix_reuse
 

@@ -1,0 +1,125 @@
+"""How a job is to be trained, checked where it is written down."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from core.errors import InvalidInput
+
+LossOn = Literal["assistant", "all"]
+Schedule = Literal["linear", "cosine", "constant"]
+PrefixReuseChoice = Literal["auto", "on", "off"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def require(ok: bool, param: str, rule: str, got: object) -> None:
+    """Raises InvalidInput that says which ``param`` must be what."""
+    if not ok:
+        raise InvalidInput(f"{param} must be {rule}; got {got!r}.", param=param)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is an int or a float, and no bool or NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingOptions:
+    """How to train. ``None`` means: resolved from the data, the method and the model."""
+
+    n_epochs: int | None = None
+    #: samples per optimiser step are ``batch_size * gradient_accumulation``
+    batch_size: int | None = None
+    gradient_accumulation: int = 1
+    #: peak rate; None: the method's own rule
+    learning_rate: float | None = None
+    #: scales the rule's rate (OpenAI's hyperparameter)
+    learning_rate_multiplier: float | None = None
+    schedule: Schedule = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    #: tokens of prompt kept (the oldest are cut) and of answer kept; None: the model's context
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    loss_on: LossOn = "assistant"
+    #: stop after so many optimiser steps, whatever the epochs say
+    max_steps: int | None = None
+    #: epochs between two selections (may be a fraction); None: chosen with the selection where
+    #: hidden states are stored, else one
+    selection_interval: float | None = None
+    checkpoint_every_s: float = 600.0
+    #: store hidden states below what is trained; auto: where data passes twice between selections
+    prefix_reuse: PrefixReuseChoice = "auto"
+    #: bf16: autocast over float32 weights; auto: bf16 where the processor computes in it
+    precision: Precision = "auto"
+    #: blocks keep their input alone and run again in the backward pass: less memory, more FLOPs
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        at = "green.training."
+        hyper = "hyperparameters."
+        if self.n_epochs is not None:
+            require(1 <= self.n_epochs <= 50, hyper + "n_epochs", "1..50", self.n_epochs)
+        if self.batch_size is not None:
+            require(1 <= self.batch_size <= 256, hyper + "batch_size", "1..256", self.batch_size)
+        require(
+            1 <= self.gradient_accumulation <= 1024,
+            at + "gradient_accumulation",
+            "1..1024",
+            self.gradient_accumulation,
+        )
+        for name in ("learning_rate", "learning_rate_multiplier"):
+            value = getattr(self, name)
+            where = (at if name == "learning_rate" else hyper) + name
+            require(
+                value is None or (is_number(value) and 0 < value < 1e6),
+                where,
+                "a number above 0",
+                value,
+            )
+        require(
+            self.schedule in get_args(Schedule),
+            at + "schedule",
+            f"one of {', '.join(get_args(Schedule))}",
+            self.schedule,
+        )
+        require(0 <= self.warmup_ratio < 1, at + "warmup_ratio", "in [0, 1)", self.warmup_ratio)
+        require(self.weight_decay >= 0, at + "weight_decay", "0 or more", self.weight_decay)
+        require(self.max_grad_norm > 0, at + "max_grad_norm", "above 0", self.max_grad_norm)
+        for name in ("max_input_tokens", "max_output_tokens", "max_steps"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, at + name, "1 or more", value)
+        require(self.loss_on in get_args(LossOn), at + "loss_on", "assistant or all", self.loss_on)
+        require(
+            self.selection_interval is None or self.selection_interval > 0,
+            at + "selection_interval",
+            "above 0",
+            self.selection_interval,
+        )
+        require(
+            self.checkpoint_every_s > 0,
+            at + "checkpoint_every_s",
+            "above 0",
+            self.checkpoint_every_s,
+        )
+        require(
+            self.prefix_reuse in get_args(PrefixReuseChoice),
+            at + "prefix_reuse",
+            f"one of {', '.join(get_args(PrefixReuseChoice))}",
+            self.prefix_reuse,
+        )
+        require(
+            self.precision in get_args(Precision),
+            at + "precision",
+            f"one of {', '.join(get_args(Precision))}",
+            self.precision,
+        )
+        require(
+            isinstance(self.gradient_checkpointing, bool),
+            at + "gradient_checkpointing",
+            "true or false",
+            self.gradient_checkpointing,
+        )
