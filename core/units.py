@@ -13,6 +13,7 @@ KWH_PER_MWH = 1_000.0
 FLOPS_PER_GFLOP = 1_000_000_000.0
 FLOPS_PER_TFLOP = 1_000_000_000_000.0
 SECONDS_PER_HOUR = 3_600.0
+BYTES_PER_GIB = 1_073_741_824
 
 
 def joules_to_wh(energy_j: float) -> float:
@@ -46,3 +47,7 @@ def flops_to_gflop(flops: float) -> float:
 
 def flops_to_tflop(flops: float) -> float:
     return flops / FLOPS_PER_TFLOP
+
+
+def bytes_to_gib(size_bytes: int) -> float:
+    return size_bytes / BYTES_PER_GIB

@@ -56,8 +56,21 @@ class MemoryEstimate:
 
     @property
     def peak_bytes(self) -> int:
-        at_once = max(self.step_bytes, self.selection_bytes)
-        return self.weights_bytes + self.moments_bytes + self.prefix_rows_bytes + at_once
+        return max(self.training_bytes, self.selecting_bytes)
+
+    @property
+    def training_bytes(self) -> int:
+        """All that is there at the high water of a step."""
+        return self._lasting_bytes + self.step_bytes
+
+    @property
+    def selecting_bytes(self) -> int:
+        """All that is there at the high water of measuring importance; 0: nothing is measured."""
+        return self.selection_bytes and self._lasting_bytes + self.selection_bytes
+
+    @property
+    def _lasting_bytes(self) -> int:
+        return self.weights_bytes + self.moments_bytes + self.prefix_rows_bytes
 
 
 def estimate(

@@ -1,12 +1,15 @@
 """`greentune profile`: figures from a config alone."""
 
 import io
+import json
 
 import pytest
+import transformers
 from rich.console import Console
 
 from core.errors import InvalidInput, ModelUnavailable, RhoInfeasible
 from core.settings import Settings
+from core.training.memory import estimate
 from core.training.models import load_model
 from core.training.pricing import profile_shape
 from worker.profile_model import print_profile, profile_model
@@ -27,6 +30,23 @@ def test_the_config_alone_gives_what_the_weights_would(tiny_model, tmp_path):
     assert shown["plan"]["flops_share"] <= 0.6
     assert shown["plan"]["importance"] == "uniform per parameter"
     assert 1 / 3 < shown["rho_min"] < 0.6
+    assert found.full_memory == estimate(model, found.profile.trainable, (2, 32, 0, 10))
+    assert found.plan_memory == estimate(
+        model,
+        shown["plan"]["names"],
+        (2, 32, 0, 10),
+        probe=(2, 32, 0, 10),
+        candidates=found.profile.trainable,
+    )
+    memory = shown["plan"]["memory"]
+    assert memory["peak_bytes"] == found.plan_memory.peak_bytes
+    assert memory["moments_bytes"] < shown["full_memory"]["moments_bytes"]
+
+
+def test_memory_is_float32s_whatever_the_config_says(tiny_model, tmp_path):
+    config = json.loads((tiny_model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert _profile(tmp_path).full_memory == _profile(tiny_model).full_memory
 
 
 def test_the_table_names_the_parts_of_the_plan(tiny_model):
@@ -35,6 +55,34 @@ def test_the_table_names_the_parts_of_the_plan(tiny_model):
     assert "feasible rho" in out.getvalue()
     assert "model.layers.1" in out.getvalue()
     assert "equally important" in out.getvalue()
+    assert "peak of training" in out.getvalue()
+    assert "peak of selecting" in out.getvalue()
+
+
+def test_a_large_model_is_told_in_gib_without_its_weights(tmp_path):
+    transformers.OPTConfig(
+        hidden_size=2560, ffn_dim=10240, num_attention_heads=32, num_hidden_layers=4
+    ).save_pretrained(tmp_path)
+    found, out = _profile(tmp_path, batch=4, tokens=512), io.StringIO()
+    print_profile(found, Console(file=out, width=120))
+    rows = [line.split() for line in out.getvalue().splitlines()]
+    assert ["weights", f"{4 * found.n_parameters / 2**30:.2f}"] in rows
+    assert ["AdamW's", "moments", f"{8 * found.n_parameters / 2**30:.2f}"] in rows
+    assert not any(row[:3] == ["peak", "of", "selecting,"] for row in rows)
+
+
+def test_what_depends_on_weights_is_said_and_the_rest_is_told(tmp_path):
+    transformers.MixtralConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    ).save_pretrained(tmp_path)
+    found, out = _profile(tmp_path), io.StringIO()
+    print_profile(found, Console(file=out, width=120))
+    assert "Memory cannot be told" in out.getvalue()
 
 
 def test_what_cannot_be_is_refused(tiny_model, monkeypatch):
