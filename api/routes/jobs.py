@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from api.deps import (
@@ -23,6 +23,7 @@ from api.deps import (
 from api.emissions import story_of
 from api.green import green_out, green_summary
 from api.idempotency import BodyDigest, IdempotencyDep
+from api.metadata_options import request_with_options
 from api.planning import check_wishes
 from api.routes.models import is_fine_tuned_name, unknown_model
 from api.schemas import CreateJob, CursorListOf, JobOut, ListOf
@@ -38,13 +39,14 @@ from core.spec import JobSpec
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+RequestedJob = Annotated[CreateJob, Depends(request_with_options, scope="function")]
 _METADATA = re.compile(r"metadata\[([^\[\]]{1,64})\]")
 
 
 @router.post("", response_model=JobOut)
 def create_job(
-    request: CreateJob,
     caller: JobsCaller,
+    request: RequestedJob,
     session: Transaction,
     outbox: AfterCommit,
     held: ServicesDep,

@@ -1,0 +1,43 @@
+"""Options in ``metadata`` through the unmodified openai client: merged, echoed, refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import openai
+import pytest
+from fastapi.testclient import TestClient
+
+Lines = Callable[[int], bytes]
+
+
+def test_metadata_carries_options_for_clients_without_extra_body(
+    client: openai.OpenAI, http: TestClient, chat_lines: Lines
+) -> None:
+    file_id = client.files.create(file=chat_lines(12), purpose="fine-tune").id
+    submit = partial(client.fine_tuning.jobs.create, model="tiny", training_file=file_id)
+    metadata = {"team": "a", "green.rho": "0.5", "green.training.learning_rate": "1e-4"}
+    job = submit(metadata=metadata, extra_body={"green": {"zone": "FR"}})
+    assert job.metadata == metadata
+    assert (job.green["rho"], job.green["zone"]) == (0.5, "FR")
+    again = client.fine_tuning.jobs.retrieve(job.id)
+    assert again.green["rho"] == 0.5
+    assert [found.id for found in client.fine_tuning.jobs.list(metadata=metadata)] == [job.id]
+    # judged by the schema, by the spec, by the signal, by the model's costs, by the plan
+    for key, text, code in (
+        ("green.rho", "half", "invalid_value"),
+        ("green.rho", "2", "invalid_value"),
+        ("green.zone", "FRANCE-1", "invalid_value"),
+        ("green.rho", "0.05", "rho_infeasible"),
+        ("green.deadline", "2020-01-01T00:00:00Z", "deadline_unreachable"),
+        ("green.deadlin", "x", "unknown_parameter"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            submit(metadata={key: text})
+        assert (caught.value.code, caught.value.param) == (code, f"metadata.{key}")
+    with pytest.raises(openai.BadRequestError) as elsewhere:
+        submit(metadata={"suffix": "a", "green.rho": "1"}, suffix="a b")
+    assert elsewhere.value.param == "suffix"
+    body = {"model": "tiny", "training_file": file_id, "metadata": {"green.x": "1"}}
+    assert http.post("/v1/fine_tuning/jobs", json=body).status_code == 401
