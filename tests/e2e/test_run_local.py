@@ -122,7 +122,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(job, straight, number,
     ("more", "said"),
     [
         (["--batch-size", "8"], "batch_size None, not 8"),
-        (["--rho", "0.05", "--out-other"], "rho 0.05 is not feasible"),
+        (["--rho", "0.01", "--out-other"], "rho 0.01 is not feasible"),
         (["--zone", "NOWHERE", "--out-other"], "NOWHERE"),
         (["--method", "magic", "--out-other"], "green.method must be one of"),
     ],

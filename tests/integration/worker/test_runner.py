@@ -125,8 +125,8 @@ def test_a_job_from_its_file_to_its_model(
     job = desk.carry_out(desk.submit(chat_lines(24)))
     assert (job.status, job.error) == (Status.SUCCEEDED, None)
     assert job.progress.step == job.progress.total_steps == 6
-    # the selection's probe is the smallest there is, half a batch: a twelfth of so short a run
-    assert job.progress.rho_measured == pytest.approx(0.7 + 1 / 12, abs=0.05)
+    # the selection's pair of probes has two samples each, a batch's: a sixth of so short a run
+    assert job.progress.rho_measured == pytest.approx(0.7 + 1 / 6, abs=0.05)
     assert job.energy_j > 0
     assert job.emissions_g > 0
     assert job.baseline is not None
@@ -144,6 +144,9 @@ def test_a_job_from_its_file_to_its_model(
     ]
     assert [m for m in messages if m in in_order] == in_order
     assert sum(message.startswith("Step ") for message in messages) == 6
+    (start,) = [e for e in desk.events(job.id) if (e.data or {}).get("kind") == "start"]
+    assert start.data is not None
+    assert start.data["memory_estimate_bytes"] > 0
 
     metrics, emissions, archive = (desk.result_file(file_id) for file_id in job.result_files)
     rows = list(csv.DictReader(io.StringIO(metrics.decode())))
@@ -245,6 +248,30 @@ def test_memory_that_does_not_suffice_halves_the_micro_batch(
     assert job.status is Status.SUCCEEDED
     assert sizes == [(4, 1), (2, 2), (1, 4)]
     assert job.progress.total_steps == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_a_job_that_cannot_fit_ends_before_it_trains_unless_it_can_be_split(
+    batch_size: int,
+    desk: Desk,
+    chat_lines: Callable[[int], bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.room.device_bytes", lambda _device: 1000)
+    job = desk.carry_out(desk.submit(chat_lines(12), batch_size=batch_size))
+    events = desk.events(job.id)
+    told = [e for e in events if (e.data or {}).get("kind") == "memory"]
+    steps = [e for e in events if e.message.startswith("Step ")]
+    if batch_size == 1:
+        assert job.status is Status.FAILED
+        assert job.error is not None
+        assert job.error.code == "out_of_memory"
+        assert "gradient_checkpointing" in job.error.message
+        assert (told, steps) == ([], [])
+    else:
+        assert job.status is Status.SUCCEEDED
+        assert [event.level for event in told] == ["warn"]
+        assert len(steps) == 3
 
 
 def test_an_object_store_that_lost_the_file_is_tried_again_later(
