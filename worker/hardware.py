@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -14,6 +15,13 @@ def hardware_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return _processor(Path("/proc/cpuinfo"))
+
+
+def hardware_and_device() -> tuple[str, str]:
+    """In words that tell one kind of host from another, and "cpu" or "cuda"."""
+    if torch.cuda.is_available():
+        return hardware_name(), "cuda"
+    return f"{hardware_name()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads", "cpu"
 
 
 def _processor(cpuinfo: Path) -> str:

@@ -155,6 +155,7 @@ class ProgressHook(Hook):
                 "device": record.device,
                 "precision": record.precision,
                 "probe": record.probe,
+                "memory_estimate_bytes": record.memory_estimate_bytes,
             },
         )
 

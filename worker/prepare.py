@@ -39,6 +39,7 @@ from core.training_options import Precision, TrainingOptions
 from worker.corpus import Corpus, corpus_of
 from worker.evaluation import Exam, card_rows, set_exam
 from worker.reuse import prefix_reuse
+from worker.room import expected_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +56,8 @@ class Prepared:
     prices: StepPrices
     #: costs of the mean batch of the training data
     profile: FlopsProfile
+    #: of the first epoch's batch that costs most
+    largest: Shape
     #: held-out questions before and after training, if asked for
     exam: Exam | None = None
     #: what is stored of the forward pass below the trained tensors; None: nothing
@@ -203,6 +206,7 @@ def prepare(
         validation_report=reports[1],
         prices=prices,
         profile=prices.mean_profile(shapes),
+        largest=max(shapes, key=prices.forward),
         exam=_exam(spec, corpus, loaded),
     )
     prepared = dataclasses.replace(prepared, reuse=_reuse(prepared, shapes, checkpoints))
@@ -220,12 +224,14 @@ def train(
     control: Callable[[], Control] = lambda: Control.CONTINUE,
     selections: frozenset[int] = frozenset(),
     device: str | None = None,
+    memory_rho: float | None = None,
 ) -> FitResult:
     """`core.training.loop.fit` on a prepared job: resumes from ``checkpoints``, trains in place.
 
     Args:
         rho: share of full fine-tuning's FLOPs, asked at each selection with the steps done; at
             least ``prepared.rho_min``.
+        memory_rho: share that the start record tells the expected memory for; None: it tells none.
     """
     job = FitJob(
         model=prepared.loaded.model,
@@ -244,6 +250,10 @@ def train(
         selections=selections,
         reuse=prepared.reuse,
     )
+    if memory_rho is not None:
+        expected = expected_memory(job, prepared.largest, max(memory_rho, prepared.rho_min))
+        needed = None if expected is None else expected.peak_bytes
+        job = dataclasses.replace(job, memory_estimate_bytes=needed)
     return fit(
         job,
         checkpoints=checkpoints,

@@ -45,6 +45,7 @@ from worker.local_account import Account
 from worker.local_folder import LocalFolder, MetricsFile
 from worker.overheads import OverheadHook
 from worker.prepare import Prepared, export, prepare, train
+from worker.room import RoomHook
 
 _HISTORY = timedelta(days=7)
 
@@ -159,8 +160,10 @@ class _Run:
                 hooks=[
                     ProgressBar(progress, self.account),
                     MetricsFile(self.folder.metrics),
+                    RoomHook(None),
                     *more,
                 ],
+                memory_rho=rho,
                 control=lambda: Control.CHECKPOINT_AND_STOP if self.stop else Control.CONTINUE,
             )
 

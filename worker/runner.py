@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -48,7 +47,7 @@ from worker.delivery import Delivery, Trained
 from worker.drafting import Task
 from worker.ending import Ending, ending_of
 from worker.energy import EnergyLog
-from worker.hardware import hardware_name
+from worker.hardware import hardware_and_device
 from worker.hooks import Interrupted, ProgressHook, Scribe, Steering
 from worker.inputs import fetch_data
 from worker.overheads import OverheadHook
@@ -56,6 +55,7 @@ from worker.pilot import Pilot
 from worker.prepare import Prepared, prepare, train
 from worker.reporter import Reporter
 from worker.rho import resolve_rho
+from worker.room import RoomHook
 from worker.scratch import scratch_folder
 from worker.uploads import CheckpointHook
 from worker.world import World, open_world
@@ -170,7 +170,8 @@ class Training:
                 self._start(prepared, rho)
                 is_started = True
             steered = [] if pilot is None else [pilot]
-            hooks = [ProgressHook(self._scribe, rho), calibration, *steered, overheads]
+            room = RoomHook(None if prepared.training.batch_size == 1 else self._scribe.event)
+            hooks = [ProgressHook(self._scribe, rho), room, calibration, *steered, overheads]
             try:
                 result = self._train(prepared, rho, hooks, pilot, scratch)
             except OutOfMemory as error:
@@ -256,7 +257,7 @@ class Training:
         """What measures this machine, and what steers by it where the job has a plan."""
         claim, world, model = self._claim, self._world, self._parent
         tokens_per_step = prepared.train_data.report.n_tokens / prepared.steps_per_epoch
-        hardware, device = _hardware()
+        hardware, device = hardware_and_device()
         batches = prepared.steps_per_epoch * prepared.training.gradient_accumulation
         full_flops = prepared.profile.full_flops * batches / prepared.train_data.report.n_tokens
         now, attempts, stored, curves, stored_curves = self._reporter.call(
@@ -360,6 +361,7 @@ class Training:
                 hooks=[uploads, *hooks],
                 control=self._steering if pilot is None else pilot.order,
                 selections=frozenset() if pilot is None else pilot.selections,
+                memory_rho=rho,
             )
             if result.outcome != "cancelled":
                 uploads.finish()
@@ -391,10 +393,3 @@ class Training:
 
 def _curves(selections: Iterable[EventRecord]) -> tuple[Points, ...]:
     return told_curves(selection.data for selection in selections)
-
-
-def _hardware() -> tuple[str, str]:
-    """In words that tell one kind of host from another, and "cpu" or "cuda"."""
-    if torch.cuda.is_available():
-        return hardware_name(), "cuda"
-    return f"{hardware_name()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads", "cpu"

@@ -47,6 +47,8 @@ class StartRecord:
     precision: str
     #: seconds and errors of the ways to multiply that were tried at start-up; empty: none were
     probe: str = ""
+    #: that the job is expected to take of the device, bytes; None: not estimated
+    memory_estimate_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,6 +42,7 @@ class FitJob:
         importance: what the method ranks tensors by.
         selections: further steps at which to select, beside the interval's.
         reuse: what may be stored of the forward pass below the trained tensors; None: nothing is.
+        memory_estimate_bytes: what the device must hold; None: was not estimated.
         ask: has ``model`` answer held-out questions, before the first step and after the last.
     """
 
@@ -58,6 +59,7 @@ class FitJob:
     fingerprint: str
     importance: ImportanceName = "importance"
     reuse: PrefixReuse | None = None
+    memory_estimate_bytes: int | None = None
     ask: Callable[[], EvaluationRecord] | None = None
     selections: frozenset[int] = frozenset()
 

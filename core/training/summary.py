@@ -23,6 +23,7 @@ def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartReco
         device=str(job.model.device),
         precision=job.numerics.precision,
         probe=job.numerics.probe,
+        memory_estimate_bytes=job.memory_estimate_bytes,
     )
 
 

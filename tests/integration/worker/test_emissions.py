@@ -30,7 +30,7 @@ from core.training.hooks import Hook, StepRecord
 from tests.integration.worker.conftest import TENANT
 from tests.integration.worker.test_runner import Desk
 from worker import runner
-from worker.runner import _hardware
+from worker.hardware import hardware_and_device
 
 G_PER_HOUR = 7.2
 
@@ -123,7 +123,7 @@ def remember_full_cost(desk: Desk) -> None:
     """An earlier job has run full fine-tuning on this machine."""
     cost = CostRecord(
         model="tiny",
-        hardware=_hardware()[0],
+        hardware=hardware_and_device()[0],
         rho=1.0,
         s_per_token=0.0123,
         j_per_token=0.4567,

@@ -24,8 +24,8 @@ from tests.integration.worker.conftest import TENANT
 from tests.integration.worker.test_runner import Desk
 from worker import runner
 from worker.calibration import Calibration
+from worker.hardware import hardware_and_device
 from worker.pilot import LADDER_STEPS
-from worker.runner import _hardware
 
 HOUR = timedelta(hours=1)
 DIRTY, CLEAN = 600.0, 40.0
@@ -62,7 +62,7 @@ class Planned(Desk):
         with self.database.transaction() as session:
             cost = CostRecord(
                 model="tiny",
-                hardware=_hardware()[0],
+                hardware=hardware_and_device()[0],
                 rho=rho,
                 s_per_token=s_per_token,
                 j_per_token=100 * s_per_token,

@@ -1,0 +1,142 @@
+"""Memory foretold before a job trains, and what becomes of one that cannot fit."""
+
+import json
+
+import pytest
+import torch
+
+from core.errors import OutOfMemory
+from core.spec import GreenOptions, JobSpec, TrainingOptions
+from core.training.hooks import Hook, StartRecord
+from core.training.memory import estimate
+from worker.prepare import prepare, train
+from worker.room import RoomHook, device_bytes
+
+GIB = 2**30
+
+
+class Started(Hook):
+    """Keeps the start record; counts steps."""
+
+    def __init__(self):
+        self.record = None
+        self.n_steps = 0
+
+    def on_start(self, record):
+        self.record = record
+
+    def on_step(self, record):
+        self.n_steps += 1
+
+
+def _record(needed):
+    return StartRecord(
+        step=0,
+        total_steps=4,
+        steps_per_epoch=2,
+        n_parameters=10,
+        method="green",
+        rho_min=0.4,
+        full_step_flops=3.0,
+        forward_step_flops=1.0,
+        device="cpu",
+        precision="float32",
+        memory_estimate_bytes=needed,
+    )
+
+
+def _prepare(tiny_model, tmp_path, method="green", **options):
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"q{n}"},
+                {"role": "assistant", "content": "a " * (1 + 2 * n)},
+            ]
+        }
+        for n in range(10)
+    ]
+    file = tmp_path / "train.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)))
+    spec = JobSpec(
+        model="mine",
+        training_file=str(file),
+        training=TrainingOptions(n_epochs=1, batch_size=2, precision="fp32", **options),
+        green=GreenOptions(method=method, rho=0.7),
+    )
+    return prepare(
+        spec, training_path=file, models={"mine": str(tiny_model)}, cache=tmp_path / "cache"
+    )
+
+
+def test_full_fine_tuning_is_told_for_the_largest_batch(tiny_model, tmp_path):
+    prepared, started = _prepare(tiny_model, tmp_path, "full"), Started()
+    shapes = [
+        tuple(batch["labels"].shape)
+        for batch in (prepared.feed().batch(0, at) for at in range(prepared.steps_per_epoch))
+    ]
+    assert prepared.largest[:2] == max(shapes, key=lambda shape: shape[0] * shape[1])
+    model = prepared.loaded.model
+    expected = estimate(model, dict(model.named_parameters()), prepared.largest)
+    train(prepared, rho=lambda _step: 1.0, hooks=[started], device="cpu", memory_rho=1.0)
+    assert started.record.memory_estimate_bytes == expected.peak_bytes
+
+
+@pytest.mark.parametrize("method", ["green", "last_k", "lora", "green_lora", "prefix"])
+def test_every_method_is_told_and_the_telling_changes_nothing(method, tiny_model, tmp_path):
+    weights = []
+    for memory_rho in (None, 0.7):
+        prepared, started = _prepare(tiny_model, tmp_path, method), Started()
+        train(prepared, rho=lambda _: 0.7, hooks=[started], device="cpu", memory_rho=memory_rho)
+        needed = started.record.memory_estimate_bytes
+        assert (needed is None) == (memory_rho is None)
+        weights.append(dict(prepared.loaded.model.named_parameters()))
+    held = sum(weight.nbytes for weight in weights[0].values())
+    assert held < needed < 100 * held
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_a_smaller_share_and_checkpointing_need_less(tiny_model, tmp_path):
+    needed = []
+    for rho, options in ((1.0, {}), (0.7, {}), (0.7, {"gradient_checkpointing": True})):
+        prepared, started = _prepare(tiny_model, tmp_path, **options), Started()
+        train(prepared, rho=lambda _, rho=rho: rho, hooks=[started], device="cpu", memory_rho=rho)
+        needed.append(started.record.memory_estimate_bytes)
+    assert needed == sorted(set(needed), reverse=True)
+
+
+def test_what_cannot_fit_ends_before_it_trains(tiny_model, tmp_path):
+    prepared, started = _prepare(tiny_model, tmp_path), Started()
+    room = RoomHook(None, lambda _device: 1000)
+    with pytest.raises(OutOfMemory) as caught:
+        train(prepared, rho=lambda _: 0.7, hooks=[started, room], device="cpu", memory_rho=0.7)
+    assert caught.value.code == "out_of_memory"
+    assert started.record.memory_estimate_bytes > 1000
+    assert started.n_steps == 0
+
+
+def test_the_sentence_says_how_much_and_what_to_do():
+    with pytest.raises(OutOfMemory) as caught:
+        RoomHook(None, lambda _device: 10 * GIB).on_start(_record(13 * GIB))
+    for word in ("13.00 GiB", "10.00 GiB", "cpu", "batch_size", "rho", "gradient_checkpointing"):
+        assert word in caught.value.message
+
+
+def test_where_batches_are_split_it_is_only_told():
+    told = []
+    room = RoomHook(lambda text, **more: told.append((text, more)), lambda _device: 10 * GIB)
+    room.on_start(_record(13 * GIB))
+    ((text, more),) = told
+    assert "13.00 GiB" in text
+    assert more["level"] == "warn"
+    assert more["data"]["memory_estimate_bytes"] == 13 * GIB
+
+
+@pytest.mark.parametrize("needed", [None, 9 * GIB, 12 * GIB])
+def test_what_may_fit_is_tried(needed):
+    RoomHook(None, lambda _device: 10 * GIB).on_start(_record(needed))
+
+
+def test_an_unknown_device_refuses_nothing():
+    RoomHook(None, lambda _device: None).on_start(_record(10**18))
+    assert device_bytes(torch.device("meta")) is None
+    assert device_bytes(torch.device("cpu")) > 0

@@ -1,0 +1,109 @@
+"""How much memory a job will take, and whether its device has that much, before it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import psutil
+import torch
+
+from core.errors import ModelUnsupported, OutOfMemory, RhoInfeasible
+from core.training.hooks import Hook, StartRecord
+from core.training.horizon import choose
+from core.training.importance import needs_probes
+from core.training.job import FitJob
+from core.training.memory import MemoryEstimate, estimate
+from core.training.pricing import Shape
+from core.training.probing import probe_batches
+from core.units import bytes_to_gib
+
+#: the estimate was within 10 % of what torch gave out, and its selection is a guess
+_CERTAIN: Final = 1.2
+
+
+def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate | None:
+    """Memory of ``job`` with what its method would select at ``rho`` if every parameter were as
+    important as any other: nothing is measured yet. Stored prefix rows are left out, since they
+    take only what is free.
+
+    Args:
+        job: its model on the CPU, not yet run.
+        largest: shape of the micro-batch that costs most.
+
+    Returns None where it cannot be told: routing among experts, a rho below the minimum.
+    """
+    candidates = {
+        name: float(parameter.numel())
+        for name, parameter in job.model.named_parameters()
+        if parameter.requires_grad and name in set(job.profile.trainable)
+    }
+    probe: Shape | None = None
+
+    def measure() -> Mapping[str, float]:
+        nonlocal probe
+        if needs_probes(job.importance):
+            probe = _rows_of(largest, max(len(b["labels"]) for b in probe_batches(job, 0)))
+        return candidates
+
+    try:
+        found = choose(job.course, job.method, job.profile, measure, step=0, rho=rho)
+        return estimate(
+            job.model,
+            found.choice.names,
+            largest,
+            autocast_dtype=job.numerics.autocast_dtype,
+            recomputes=job.training.gradient_checkpointing,
+            accumulates=job.training.gradient_accumulation > 1,
+            probe=probe,
+            candidates=candidates,
+        )
+    except (ModelUnsupported, RhoInfeasible):
+        return None
+
+
+class RoomHook(Hook):
+    """Before the first step: a job that cannot fit its device ends, or is told so.
+
+    Args:
+        tell: as `worker.hooks.Scribe.event`; the job goes on, because what runs out of memory is
+            split. None: the job ends with `OutOfMemory`.
+        total_bytes: of a device; None: not known.
+    """
+
+    def __init__(
+        self,
+        tell: Callable[..., None] | None,
+        total_bytes: Callable[[torch.device], int | None] | None = None,
+    ) -> None:
+        self._tell = tell
+        self._total_bytes = total_bytes or device_bytes
+
+    def on_start(self, record: StartRecord) -> None:
+        """Raises OutOfMemory."""
+        total = self._total_bytes(torch.device(record.device))
+        needed = record.memory_estimate_bytes
+        if needed is None or total is None or needed <= _CERTAIN * total:
+            return
+        text = (
+            f"This job needs about {bytes_to_gib(needed):.2f} GiB of memory and {record.device} "
+            f"has {bytes_to_gib(total):.2f} GiB in all: lower batch_size (raising "
+            "gradient_accumulation alike) or rho, or turn on gradient_checkpointing."
+        )
+        if self._tell is None:
+            raise OutOfMemory(text)
+        data = {"kind": "memory", "memory_estimate_bytes": needed, "device_bytes": total}
+        self._tell(text, level="warn", data=data)
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """All memory of a card, or of the host for the CPU; None: another kind of device."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total) if device.type == "cpu" else None
+
+
+def _rows_of(shape: Shape, n_rows: int) -> Shape:
+    """The shape of ``n_rows`` of a batch's samples."""
+    B, T, U, N = shape
+    return n_rows, T, U, -(-N * n_rows // B)
