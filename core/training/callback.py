@@ -57,7 +57,8 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
     Args:
         rho: share of full fine-tuning's FLOPs, (0, 1].
         every: optimiser steps between two selections, or "epoch".
-        n_probes: batches that importance is averaged over; each costs a full training step.
+        n_probes: batches that importance is averaged over, each in two halves; each costs a full
+            training step.
         seed: of the probe batches' samples.
 
     Attributes:
