@@ -122,7 +122,8 @@ def test_cancel_takes_effect_within_a_step_and_the_worker_goes_on(farm, lines):
 def test_sigterm_and_pause_lose_no_step(farm, lines):
     """SIGTERM checkpoints and gives the job back at once; so does a pause, for the resume."""
     worker = farm.worker()
-    job_id = farm.submit(lines, checkpoint_every_s=3600.0, n_epochs=4)
+    # long enough that no order comes after the last step, however busy the machine
+    job_id = farm.submit(lines, checkpoint_every_s=3600.0, n_epochs=12)
     until(lambda: farm.job(job_id).progress.step > 3)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(timeout=60) == 0
@@ -144,7 +145,7 @@ def test_sigterm_and_pause_lose_no_step(farm, lines):
         for event in farm.events(job_id)
         if event.type == "metrics" and "train_loss" in event.data
     ]
-    assert steps == list(range(1, 321)), "no step was lost, none was trained twice"
+    assert steps == list(range(1, 961)), "no step was lost, none was trained twice"
 
 
 @pytest.mark.parametrize("farm", ["embedded"], indirect=True)
