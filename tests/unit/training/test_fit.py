@@ -9,12 +9,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from core.errors import ModelUnavailable, NanLoss, OutOfMemory, RhoInfeasible
 from core.training.hooks import Control, Hook
+from core.training.importance import measure_crossed_importance
 from core.training.job import FitJob
 from core.training.loop import fit
 from core.training.methods import method_named
 from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
+from core.training.optimiser import SelectiveAdamW
 from core.training.pricing import price_steps
+from core.training.probing import probe_batches
+from core.training.step import LossStep
 from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
 
@@ -322,3 +326,18 @@ def test_a_short_run_over_long_data_probes_for_the_steps_it_makes():
     whole_batch = job.prices.full((3, 12, 0, 33))
     # two probes of two samples each
     assert 0 < result.selection_flops < 1.5 * whole_batch
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_importance_under_accumulation_is_that_of_the_probes_alone(accumulation):
+    job, seen = _job(gradient_accumulation=accumulation, max_steps=1), Records()
+    model = tiny_model("llama")
+    step, parameters = LossStep(model), dict(model.named_parameters())
+    optimiser = SelectiveAdamW(parameters, weight_decay=0.01)
+    probes = [step.inputs(batch) for batch in probe_batches(job, 0)]
+    expected = measure_crossed_importance(
+        step, probes, parameters, optimiser, learning_rate=job.learning_rate(0.6, 0)
+    )
+    fit(job, hooks=[seen])
+    [found] = seen.selections
+    assert found.importance == pytest.approx(sum(expected[n] for n in found.names), rel=1e-5)
