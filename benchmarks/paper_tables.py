@@ -7,7 +7,8 @@
   train.jsonl and validation.jsonl. One process a run, so that peak memory is the run's own.
 
 Every run leaves a JSON file under --runs; what is there is not run again, a run that was stopped
-goes on from its checkpoint, and the page is written from whatever is there. So the work can be cut
+goes on from its checkpoint, and the page is written from whatever is there. The base model answers
+once, in a run of its own. So the work can be cut
 into pieces (--at-most, --only) and spread over nights. Seconds are the process's own CPU time, so
 with OMP_NUM_THREADS=1 they hold on a machine that does other work too.
 """
@@ -15,6 +16,7 @@ with OMP_NUM_THREADS=1 they hold on a machine that does other work too.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -52,11 +54,17 @@ from benchmarks.measure import machine, mean_text, peak_bytes, table
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
 from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
+from core.training.evaluate import evaluate
 from core.training.hooks import FitResult, Hook, StepRecord
+from core.training.step import LossStep, needs_mask
 from core.training_options import TrainingOptions
-from worker.prepare import prepare, train
+from worker.prepare import Prepared, prepare, train
 
 ROUGES: Final = ("rouge1", "rouge2", "rougeL")
+#: of the base model's loss and answers
+BEFORE: Final = "before.json"
+#: the run that trains nothing
+_NOBODY: Final = {"method": None}
 #: SciTLDR, OPT-2.7B: R1/R2/RL of full, last 2, prefix, LoRA, green .5, green .7
 PAPER_ROUGE: Final = {
     "full": "32.9/14.9/27.1",
@@ -78,7 +86,9 @@ def main() -> int:
     sizes = _cached(arguments.runs / f"sizes-{torch.__version__}.json", measure_sizes)
     if arguments.data is not None:
         _run_missing(arguments, folder)
-    arguments.out.write_text(_page(arguments, flops, sizes, _found(folder)), encoding="utf-8")
+    before = json.loads((folder / BEFORE).read_text()) if (folder / BEFORE).exists() else None
+    page = _page(arguments, flops, sizes, _found(folder), before)
+    arguments.out.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")
     return 0
 
@@ -130,60 +140,83 @@ def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
         if arguments.only is None or contender.label in arguments.only
     ]
     missing = [(c, seed) for c, seed in wanted if not _file(folder, c, seed).exists()]
+    if not (folder / BEFORE).exists():
+        _start_one(dict(_NOBODY))
     for at, (contender, seed) in enumerate(missing[: arguments.at_most]):
         print(f"{at + 1}/{len(missing)}: {contender.label}, seed {seed}", flush=True)
-        one = json.dumps({**asdict(contender), "seed": seed})
-        command = [sys.executable, __file__, *sys.argv[1:], "--one", one]
-        subprocess.run(command, check=True)
+        _start_one({**asdict(contender), "seed": seed})
+
+
+def _start_one(one: Mapping[str, Any]) -> None:
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", json.dumps(one)]
+    subprocess.run(command, check=True)
 
 
 def _run_one(arguments: argparse.Namespace, one: Mapping[str, Any]) -> int:
     folder = arguments.runs / _digest(arguments)
+    if one == _NOBODY:
+        base = _prepared(arguments, FULL, seed=0)
+        (folder / BEFORE).write_text(json.dumps(_judged(base), indent=1))
+        return 0
     seed = int(one["seed"])
     contender = Contender(**{key: value for key, value in one.items() if key != "seed"})
-    validation = folder / "data" / "validation.jsonl"
-    spec = _spec(arguments, contender, seed)
-    place = arguments.model if Path(arguments.model).is_dir() else None
     target = _file(folder, contender, seed)
     checkpoints = target.with_suffix("")
     try:
-        prepared = prepare(
-            spec,
-            training_path=arguments.data / "train.jsonl",
-            validation_path=validation,
-            models={arguments.model: place},
-            cache=Settings().home.expanduser() / "models",
-            checkpoints=checkpoints,
-        )
+        prepared = _prepared(arguments, contender, seed=seed, checkpoints=checkpoints)
     except RhoInfeasible as error:
         target.write_text(json.dumps({"rho_min": error.rho_min}))
         return 0
     rho = contender.rho or prepared.rho_min
     clock = StepClock()
     result = train(
-        prepared,
+        # judged afterwards, which is outside its clock
+        dataclasses.replace(prepared, validation_data=None, exam=None),
         rho=lambda _step: rho,
         checkpoints=checkpoints,
         keep_checkpoints=1,
         hooks=[clock],
     )
-    assert result.scores is not None
-    assert result.validation_loss is not None
+    trained_peak_bytes = peak_bytes()
     found = {
-        "validation_loss": result.validation_loss,
-        "first_validation_loss": result.first_validation_loss,
-        **result.scores,
-        **{f"first_{name}": value for name, value in (result.first_scores or {}).items()},
+        **_judged(prepared),
         "flops": result.flops,
         "flops_share": result.flops_share,
         "selection_share": result.selection_flops / result.flops,
         "step_s": clock.median_s(result),
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": trained_peak_bytes,
         "machine": machine(),
     }
     target.write_text(json.dumps(found, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
     return 0
+
+
+def _prepared(
+    arguments: argparse.Namespace,
+    contender: Contender,
+    *,
+    seed: int,
+    checkpoints: Path | None = None,
+) -> Prepared:
+    """Raises RhoInfeasible where the contender's rho is not feasible for the data."""
+    place = arguments.model if Path(arguments.model).is_dir() else None
+    return prepare(
+        _spec(arguments, contender, seed),
+        training_path=arguments.data / "train.jsonl",
+        validation_path=arguments.runs / _digest(arguments) / "data" / "validation.jsonl",
+        models={arguments.model: place},
+        cache=Settings().home.expanduser() / "models",
+        checkpoints=checkpoints,
+    )
+
+
+def _judged(prepared: Prepared) -> dict[str, float]:
+    """Loss on all held-out examples and ROUGE of answers, of the model as it is now."""
+    model = prepared.loaded.model
+    step = LossStep(model, keeps_mask=needs_mask(model))
+    batches = [step.inputs(batch) for batch in prepared.validation_batches()]
+    return {"validation_loss": evaluate(step, batches).loss, **prepared.ask().scores}
 
 
 def _spec(arguments: argparse.Namespace, contender: Contender, seed: int) -> JobSpec:
@@ -244,6 +277,7 @@ def _page(
     flops: Mapping[str, Mapping[str, float]],
     sizes: Mapping[str, Mapping[str, float]],
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    before: Mapping[str, float] | None,
 ) -> str:
     return "\n\n".join(
         [
@@ -254,7 +288,7 @@ def _page(
                 f"{transformers.__version__}."
             ),
             *_flops_part(flops, sizes),
-            *_quality_part(arguments, runs),
+            *_quality_part(arguments, runs, before),
             "",
         ]
     )
@@ -300,17 +334,19 @@ def _flops_part(
 
 
 def _quality_part(
-    arguments: argparse.Namespace, runs: Mapping[str, Sequence[Mapping[str, Any]]]
+    arguments: argparse.Namespace,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    before: Mapping[str, float] | None,
 ) -> list[str]:
     first = next((one for each in runs.values() for one in each if "flops" in one), None)
-    if first is None:
+    if first is None or before is None:
         return ["## Quality", "No runs yet."]
-    before = "/".join(f"{first[f'first_{name}']:.1f}" for name in ROUGES)
+    scores = "/".join(f"{before[name]:.1f}" for name in ROUGES)
     intro = (
         f"{Path(arguments.model).name} on {arguments.data.name if arguments.data else 'data'}, "
         f"{arguments.steps} steps of {arguments.batch_size}, every method at its own default rate, "
         f"{arguments.validation} held-out examples for loss and {arguments.questions} for ROUGE "
-        f"(greedy). Before training: loss {first['first_validation_loss']:.3f}, ROUGE {before}. "
+        f"(greedy). Before training: loss {before['validation_loss']:.3f}, ROUGE {scores}. "
         "Mean ± standard deviation over the seeds; FLOPs share to full fine-tuning of the same "
         f"steps, selection included; s/step: median CPU seconds of a step. Machine: "
         f"{first['machine']}."
