@@ -11,7 +11,8 @@ set for an interval on the same batches, and the held-out loss is taken before a
 contender runs at one common rate, full fine-tuning's, and again at the rate that the rule gives its
 share. The prediction is first order: importance of the set, times the steps, at the rate it runs
 at. What decides is the last columns: drop per FLOP over full fine-tuning's, predicted and realised.
-Float32 on the CPU; the first steps of every interval warm up.
+Float32 on the CPU, whose seconds are the process's own, so that they hold beside other work; the
+first steps of every interval warm up.
 """
 
 from __future__ import annotations
@@ -168,10 +169,10 @@ class Lab:
         """Loss after training ``chosen`` from ``step`` on, and seconds a step."""
         optimiser = self._optimiser()
         optimiser.select(chosen.names)
-        started_s = time.perf_counter()
+        started_s = time.process_time()
         for at, rate in enumerate(rates):
             self._train(optimiser, step + at, rate)
-        duration_s = time.perf_counter() - started_s
+        duration_s = time.process_time() - started_s
         return self._loss(), duration_s / len(rates)
 
 
