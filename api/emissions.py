@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from api.deps import Services
 from core.carbon.account import EmissionsReport
 from core.carbon.compose import JobFacts, compose
-from core.carbon.evidence import Evidence
+from core.carbon.evidence import Evidence, KeptSum
 from core.jobs import store
 from core.jobs.records import AttemptRecord, JobRecord
 
@@ -45,5 +45,19 @@ def story_of(
         signal=held.signal,
         are_merged=are_merged,
     )
-    evidence = Evidence.of(report, facts, overheads)
+    kept = _kept(record, attempts)
+    evidence = Evidence.of(report, facts, overheads, kept)
     return Story(record=record, attempts=attempts, report=report, evidence=evidence)
+
+
+def _kept(record: JobRecord, attempts: tuple[AttemptRecord, ...]) -> tuple[KeptSum, ...]:
+    """None while a worker adds to them: rows and sums may then be read a moment apart."""
+    if record.is_owned:
+        return ()
+    return (
+        KeptSum(attempt=None, energy_j=record.energy_j, emissions_g=record.emissions_g),
+        *(
+            KeptSum(attempt=a.number, energy_j=a.energy_j, emissions_g=a.emissions_g)
+            for a in attempts
+        ),
+    )

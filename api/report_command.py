@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -10,19 +11,21 @@ from typing import Annotated, Any, cast, get_args
 import typer
 from rich.console import Console
 
-from api.client import Client
+from api.client import Client, ServerError
 from api.edge import own_database, print_columns, server
 from api.estimate_table import moment_of
 from api.fleet import GroupBy, fleet_document
 from api.report import print_report
 from api.watch import number
+from core.carbon.crosscheck import check_delivered, check_kept
 from core.carbon.evidence import Evidence
 from core.carbon.verify import Check, verify
 from core.errors import GreentuneError, InvalidInput
 
 _MOMENT = "Such as 2026-12-24T06:00Z, or -7d."
-#: figures of single intervals are counted, not listed
-_COUNTED = "intervals."
+#: figures of single intervals are counted, not listed, and so are those of the delivered file
+_COUNTED = ("intervals.", "delivered.")
+_DELIVERED = "emissions.json"
 
 out = Console()
 
@@ -61,7 +64,7 @@ def report(
             if target is not None:
                 _save(client, path, target, form)
         if check:
-            _verify(client, path)
+            _verify(client, job_id, path)
         elif as_json:
             print(json.dumps(client.get(path), indent=1))
         elif html is None and csv is None:
@@ -76,34 +79,54 @@ def _save(client: Client, path: str, target: Path, form: str) -> None:
     out.print(f"Saved {target}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _verify(client: Client, path: str) -> None:
-    """Print every figure beside what the samples come to.
+def _verify(client: Client, job_id: str, path: str) -> None:
+    """Print every figure beside what the samples come to, and whether they are still those that
+    were stored.
 
     Raises:
         GreentuneError: some figure does not agree.
     """
     document = client.get(path, include="samples")
     evidence = Evidence.from_dict(document["evidence"])
-    checks = verify(document, evidence)
-    wrong = [check for check in checks if not check.agrees]
+    delivered = _delivered(client, job_id)
+    made, kept = verify(document, evidence), check_kept(evidence)
+    sent = () if delivered is None else check_delivered(delivered, evidence)
+    checks = (*made, *kept, *sent)
     listed = [c for c in checks if not c.figure.startswith(_COUNTED) or not c.agrees]
     print_columns([("FIGURE", "STATED", "FROM SAMPLES", ""), *map(_line, listed)])
-    counted = [c for c in checks if c.figure.startswith(_COUNTED)]
-    agreeing = sum(c.agrees for c in counted)
-    n_right = len(checks) - len(wrong)
-    out.print(
-        f"Figures of single intervals that agree: {agreeing} of {len(counted)}.\n"
-        f"{n_right} of {len(checks)} figures of {document['job_id']} agree, within the rounding "
-        f"to six digits, with {len(evidence.samples)} samples.\n"
+    intervals = [c for c in made if c.figure.startswith(_COUNTED)]
+    lines = (
+        f"Figures of single intervals that agree: {_agreeing(intervals)}.",
+        f"Sums kept with the job and its attempts that agree: {_agreeing(kept)}."
+        if kept
+        else "Sums kept with the job are still being added to: not compared.",
+        f"Figures of the delivered {_DELIVERED} that agree: {_agreeing(sent)}."
+        if delivered is not None
+        else f"No {_DELIVERED} was delivered, or this key may not read it: not compared.",
+        f"{_agreeing(made)} figures of {document['job_id']} agree, within the rounding to six "
+        f"digits, with {len(evidence.samples)} samples.",
         "Taken as stored: samples, the grid's values, tokens, FLOPs, what full fine-tuning was "
         "measured to take, grams per hour of the hardware's own footprint, PUE.",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
     )
-    if wrong:
+    out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    if wrong := [check for check in checks if not check.agrees]:
         names = ", ".join(check.figure for check in wrong[:5])
         raise GreentuneError(f"{len(wrong)} figures do not follow from the samples: {names}.")
+
+
+def _agreeing(checks: Sequence[Check]) -> str:
+    return f"{sum(check.agrees for check in checks)} of {len(checks)}"
+
+
+def _delivered(client: Client, job_id: str) -> dict[str, Any] | None:
+    """The report as it came with the result; None: there is none, or not for this key."""
+    for file_id in client.job(job_id)["result_files"]:
+        try:
+            if client.get(f"/v1/files/{file_id}")["filename"] == _DELIVERED:
+                return client.get(f"/v1/files/{file_id}/content")
+        except ServerError:  # deleted since, or a key without the scope
+            continue
+    return None
 
 
 def _line(check: Check) -> tuple[str, ...]:

@@ -23,17 +23,30 @@ class GridSlot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSum:
+    """What an attempt, or (``attempt`` None) the job, has come to: added up as its samples were
+    stored, and kept apart from them. Computing energy; grams without PUE, of all kinds together.
+    """
+
+    attempt: int | None
+    energy_j: float
+    emissions_g: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """Stored rows, to the last bit, and what the job's row says of its work.
 
     Args:
         samples: of all attempts.
+        kept: of the job and of every attempt; empty where none are kept (`greentune run`).
         overheads: times that went into something other than training steps.
         grid: from the submission on, as long as the baseline lasts; empty without a baseline.
         full_s_per_token, full_j_per_token: full fine-tuning as measured; None: never was.
     """
 
     samples: tuple[MeteredRow, ...]
+    kept: tuple[KeptSum, ...] = ()
     overheads: tuple[OverheadRow, ...] = ()
     grid: tuple[GridSlot, ...] = ()
     trained_tokens: int = 0
@@ -45,11 +58,16 @@ class Evidence:
 
     @classmethod
     def of(
-        cls, report: EmissionsReport, job: JobFacts, overheads: Sequence[OverheadRow] = ()
+        cls,
+        report: EmissionsReport,
+        job: JobFacts,
+        overheads: Sequence[OverheadRow] = (),
+        kept: Sequence[KeptSum] = (),
     ) -> Self:
         cost = job.full_cost
         return cls(
             samples=report.rows,
+            kept=tuple(kept),
             overheads=tuple(overheads),
             grid=tuple(
                 GridSlot(
@@ -72,6 +90,7 @@ class Evidence:
         return {
             **{name: getattr(self, name) for name in _NUMBERS},
             "samples": [_stamped(asdict(_own(row))) for row in self.samples],
+            "kept": [asdict(part) for part in self.kept],
             "overheads": [
                 _stamped({name: getattr(o, name) for name in ("kind", "started_at", "ended_at")})
                 for o in self.overheads
@@ -84,6 +103,7 @@ class Evidence:
         return cls(
             **{name: body[name] for name in _NUMBERS},
             samples=tuple(_row_of(row) for row in body["samples"]),
+            kept=tuple(KeptSum(**part) for part in body.get("kept", ())),
             overheads=tuple(Overhead(**_parsed(row)) for row in body["overheads"]),
             grid=tuple(GridSlot(**_parsed(row)) for row in body["grid"]),
         )

@@ -13,12 +13,14 @@ from pathlib import Path
 import openai
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
 from api import report_command
 from api.cli import app
 from api.client import Client
 from core.jobs.database import Database
+from core.jobs.tables import EnergySample
 from core.settings import Settings
 from tests.integration.api.farm import Farm, samples
 
@@ -69,8 +71,7 @@ def test_verify_says_what_agrees_and_fails_on_what_does_not(
 
     def forged(self: Client, path: str, **params: object) -> dict[str, object]:
         body = honest(self, path, **params)
-        body["co2e_g"] += 2e-6
-        return body
+        return body | {"co2e_g": body["co2e_g"] + 2e-6} if "co2e_g" in body else body
 
     monkeypatch.setattr(Client, "get", forged)
     told = greentune("report", job_id, "--verify")
@@ -78,6 +79,60 @@ def test_verify_says_what_agrees_and_fails_on_what_does_not(
     wrong = [line.split()[0] for line in told.stdout.splitlines() if "DISAGREES" in line]
     assert wrong == ["co2e_g"]
     assert "do not follow from the samples: co2e_g" in str(told.exception)
+
+
+@pytest.mark.parametrize("changed", ["energy_j", "intensity_g_per_kwh"])
+def test_verify_finds_a_sample_that_was_changed_since(
+    farm: Farm, greentune: Callable[..., Result], database: Database, changed: str
+) -> None:
+    job_id = farm.job(samples(NOW, 12), samples(NOW + timedelta(hours=1), 3))
+    told = greentune("report", job_id, "--verify")
+    assert told.exit_code == 0, told.output
+    assert "Sums kept with the job and its attempts that agree: 6 of 6." in told.stdout
+
+    with database.transaction() as session:
+        row = session.scalars(
+            select(EnergySample).where(EnergySample.job_id == job_id, EnergySample.attempt == 2)
+        ).first()
+        assert row is not None
+        setattr(row, changed, 0.9 * getattr(row, changed))
+    told = greentune("report", job_id, "--verify")
+    assert told.exit_code == 1
+    wrong = {line.split()[0] for line in told.stdout.splitlines() if "DISAGREES" in line}
+    parts = ["energy_wh", "co2e_g"] if changed == "energy_j" else ["co2e_g"]
+    assert wrong == {f"kept.{name}.{part}" for name in ("job", "attempts.2") for part in parts}
+
+
+def test_verify_compares_the_delivered_file(
+    farm: Farm,
+    greentune: Callable[..., Result],
+    client: openai.OpenAI,
+    http: TestClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_id = farm.job(samples(NOW, 12))
+    told = greentune("report", job_id, "--verify")
+    assert "No emissions.json was delivered" in told.stdout
+    key = {"authorization": f"Bearer {client.api_key}"}
+    delivered = http.get(f"/v1/fine_tuning/jobs/{job_id}/emissions", headers=key).json()
+    honest = Client.get
+
+    def with_file(self: Client, path: str, **params: object) -> dict[str, object]:
+        if path.endswith("/content"):
+            return delivered
+        if path.startswith("/v1/files"):
+            return {"filename": "emissions.json"}
+        body = honest(self, path, **params)
+        return body | {"result_files": ["file-1"]} if path.endswith(job_id) else body
+
+    monkeypatch.setattr(Client, "get", with_file)
+    told = greentune("report", job_id, "--verify")
+    assert told.exit_code == 0, told.output
+    assert "Figures of the delivered emissions.json that agree: 7" in told.stdout
+    delivered["devices"][0]["energy_wh"] -= 0.001
+    told = greentune("report", job_id, "--verify")
+    assert told.exit_code == 1
+    assert "delivered.devices.cpu.energy_wh" in str(told.exception)
 
 
 def test_forms_to_files(farm: Farm, greentune: Callable[..., Result], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.carbon.account import report_emissions
+from core.carbon.crosscheck import check_delivered
 from core.carbon.energy import EnergySample, MeteredEnergy, Original, attribute
 from core.carbon.evidence import Evidence
 from core.carbon.intensity import Intensity
@@ -123,3 +124,21 @@ def test_the_report_tells_how_many_were_revised_and_verifies():
     forged = body | {"revised": {"intervals": 1, "co2e_g_before": body["co2e_g"]}}
     wrong = {check.figure for check in verify(forged, evidence) if not check.agrees}
     assert wrong == {"revised.intervals", "revised.co2e_g_before"}
+
+
+def test_a_file_delivered_before_a_revision_still_has_its_energy_in_common():
+    before = [row(0, 1, 300.0), row(1, 2, 200.0, estimated=False)]
+    delivered = to_dict(report_emissions(job_id="j", zone="DE", rows=before, submitted_at=T0))
+    first = Original(intensity_g_per_kwh=300.0, intensity_kind="average")
+    after = (replace(before[0], intensity_g_per_kwh=250.0, revised_from=first), before[1])
+    found = check_delivered(delivered, Evidence(samples=after))
+    assert {c.figure for c in found} >= {"delivered.energy_wh.total", "delivered.measured_share"}
+    assert all(check.agrees for check in found)
+    changed = (after[0], replace(after[1], energy_j=1.01 * after[1].energy_j))
+    wrong = {
+        c.figure for c in check_delivered(delivered, Evidence(samples=changed)) if not c.agrees
+    }
+    assert "delivered.energy_wh.total" in wrong
+    unrevised = check_delivered(delivered, Evidence(samples=tuple(before)))
+    assert any(c.figure.startswith("delivered.intervals.") for c in unrevised)
+    assert all(check.agrees for check in unrevised)
