@@ -103,10 +103,14 @@ def _verify(client: Client, job_id: str, path: str) -> None:
         f"Figures of the delivered {_DELIVERED} that agree: {_agreeing(sent)}."
         if delivered is not None
         else f"No {_DELIVERED} was delivered, or this key may not read it: not compared.",
-        f"{_agreeing(made)} figures of {document['job_id']} agree, within the rounding to six "
-        f"digits, with {len(evidence.samples)} samples.",
-        "Taken as stored: samples, the grid's values, tokens, FLOPs, what full fine-tuning was "
-        "measured to take, grams per hour of the hardware's own footprint, PUE.",
+        (
+            f"{_agreeing(made)} figures of {document['job_id']} agree, within the rounding to six "
+            f"digits, with {len(evidence.samples)} samples."
+        ),
+        (
+            "Taken as stored: samples, the grid's values, tokens, FLOPs, what full fine-tuning was "
+            "measured to take, grams per hour of the hardware's own footprint, PUE."
+        ),
     )
     out.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
     if wrong := [check for check in checks if not check.agrees]:
