@@ -23,7 +23,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,17 +34,12 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import FULL, Contender, Task, prepared_for
+from benchmarks.lab import Lab
 from benchmarks.measure import machine, mean_text, table
 from core.data.demo import build
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL
-from core.training.evaluate import evaluate
-from core.training.importance import measure_crossed_importance
-from core.training.methods import Choice, SelectionPoint, method_named
-from core.training.numerics import choose_numerics
-from core.training.optimiser import SelectiveAdamW
-from core.training.step import LossStep, first_samples, needs_mask
-from worker.prepare import Prepared
+from core.training.methods import Choice
 
 CONTENDERS: Final = (
     FULL,
@@ -57,7 +52,6 @@ CONTENDERS: Final = (
 )
 #: steps of an interval in which the rate rises
 WARM_UP: Final = 3
-MAX_NORM: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,111 +69,63 @@ class Interval:
     step_s: float
 
 
-class Lab:
-    """A run of full fine-tuning, and what would come of other choices at its points."""
+def intervals(lab: Lab, points: Sequence[int], n_steps: int, seed: int) -> list[Interval]:
+    """Full fine-tuning up to the last of ``points``, and at each what every contender makes of it.
 
-    def __init__(self, prepared: Prepared, *, interval: int, held_out: int) -> None:
-        self._prepared, self._interval = prepared, interval
-        self._feed = prepared.feed()
-        model = prepared.loaded.model.to(choose_numerics(None, "fp32").device)
-        self._step = LossStep(model, keeps_mask=needs_mask(model))
-        self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        batches = prepared.validation_batches()
-        stride = max(1, len(batches) // held_out)
-        self._held_out = [self._step.inputs(batch) for batch in batches[::stride][:held_out]]
-        self._run = self._optimiser()
-        self._run.select(prepared.profile.trainable)
+    Args:
+        n_steps: of an interval.
+    """
+    run = lab.optimiser()
+    run.select(lab.prepared.profile.trainable)
+    found: list[Interval] = []
+    for step in range(max(points) + 1):
+        if step in points:
+            names, moments = run.names, run.state_tensors()
+            found += _at(lab, step, n_steps, seed)
+            run = lab.resumed(names, moments)
+        lab.train(run, step, FULL.rule)
+    return found
 
-    def intervals(self, points: Sequence[int], seed: int) -> list[Interval]:
-        found: list[Interval] = []
-        for step in range(max(points) + 1):
-            if step in points:
-                found += self._point(step, seed)
-            self._train(self._run, step, FULL.rule)
-        return found
 
-    def _optimiser(self) -> SelectiveAdamW:
-        return SelectiveAdamW(self._parameters, weight_decay=0.0)
-
-    def _train(self, optimiser: SelectiveAdamW, number: int, rate: float) -> None:
-        epoch, index = divmod(number, self._feed.batches_per_epoch)
-        inputs = self._step.inputs(self._feed.batch(epoch, index))
-        torch.autograd.backward(self._step(inputs).loss_sum / inputs.n_labels)
-        optimiser.step(learning_rate=rate, max_grad_norm=MAX_NORM)
-
-    def _loss(self) -> float:
-        return evaluate(self._step, self._held_out).loss
-
-    def _point(self, step: int, seed: int) -> list[Interval]:
-        before = {name: p.detach().clone() for name, p in self._parameters.items()}
-        loss, importance = self._loss(), self._importance(step)
-        names, moments = self._run.names, self._run.state_tensors()
-        found = []
-        for contender in CONTENDERS:
-            try:
-                chosen = self._chosen(contender, importance)
-            except RhoInfeasible:
-                continue
-            worth = math.fsum(importance[name] for name in chosen.names)
-            for rate in dict.fromkeys((FULL.rule, contender.rule)):
-                rates = [rate * min(1.0, (at + 1) / (WARM_UP + 1)) for at in range(self._interval)]
-                after, step_s = self._try(chosen, rates, step)
-                _put(self._parameters, before)
-                found.append(
-                    Interval(
-                        label=contender.label,
-                        seed=seed,
-                        point=step,
-                        rate=rate,
-                        is_rule=rate != FULL.rule,
-                        share=chosen.rho_planned,
-                        predicted=worth * sum(rates),
-                        realised=loss - after,
-                        step_s=step_s,
-                    )
+def _at(lab: Lab, step: int, n_steps: int, seed: int) -> list[Interval]:
+    before, loss = lab.weights(), lab.loss()
+    importance = lab.importance(lab.optimiser(), step, n_steps)
+    found = []
+    for contender in CONTENDERS:
+        try:
+            chosen = lab.choose(contender, importance)
+        except RhoInfeasible:
+            continue
+        worth = math.fsum(importance[name] for name in chosen.names)
+        for rate in dict.fromkeys((FULL.rule, contender.rule)):
+            rates = [rate * min(1.0, (at + 1) / (WARM_UP + 1)) for at in range(n_steps)]
+            step_s = _train(lab, chosen, rates, step)
+            found.append(
+                Interval(
+                    label=contender.label,
+                    seed=seed,
+                    point=step,
+                    rate=rate,
+                    is_rule=rate != FULL.rule,
+                    share=chosen.rho_planned,
+                    predicted=worth * sum(rates),
+                    realised=loss - lab.loss(),
+                    step_s=step_s,
                 )
-                print(found[-1], flush=True)
-        self._run = self._optimiser()
-        self._run.select(names)
-        self._run.load_state_tensors(moments)
-        return found
-
-    def _importance(self, step: int) -> dict[str, float]:
-        """From the probes that a job's selection would take for a long interval, at rate 1."""
-        ahead = [step + self._interval * (2 * probe + 1) // 4 for probe in range(2)]
-        probes = [self._feed.batch(*divmod(at, self._feed.batches_per_epoch)) for at in ahead]
-        return measure_crossed_importance(
-            self._step,
-            [self._step.inputs(first_samples(probe, 0.5)) for probe in probes],
-            {n: self._parameters[n] for n in self._prepared.profile.trainable},
-            self._optimiser(),
-            learning_rate=1.0,
-        )
-
-    def _chosen(self, contender: Contender, importance: Mapping[str, float]) -> Choice:
-        """Raises RhoInfeasible."""
-        point = SelectionPoint(
-            profile=self._prepared.profile,
-            rho=contender.rho if isinstance(contender.rho, float) else 1.0,
-            measure_importance=lambda: importance,
-        )
-        return method_named(contender.method).choose(point)
-
-    def _try(self, chosen: Choice, rates: Sequence[float], step: int) -> tuple[float, float]:
-        """Loss after training ``chosen`` from ``step`` on, and seconds a step."""
-        optimiser = self._optimiser()
-        optimiser.select(chosen.names)
-        started_s = time.process_time()
-        for at, rate in enumerate(rates):
-            self._train(optimiser, step + at, rate)
-        duration_s = time.process_time() - started_s
-        return self._loss(), duration_s / len(rates)
+            )
+            print(found[-1], flush=True)
+            lab.put(before)
+    return found
 
 
-@torch.no_grad()
-def _put(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+def _train(lab: Lab, chosen: Choice, rates: Sequence[float], step: int) -> float:
+    """Seconds a step."""
+    optimiser = lab.optimiser()
+    optimiser.select(chosen.names)
+    started_s = time.process_time()
+    for at, rate in enumerate(rates):
+        lab.train(optimiser, step + at, rate)
+    return (time.process_time() - started_s) / len(rates)
 
 
 def page(found: Sequence[Interval], arguments: argparse.Namespace) -> str:
@@ -256,8 +202,8 @@ def main() -> int:
         n_steps = max(arguments.points) + arguments.interval
         for seed in arguments.seeds:
             prepared = prepared_for(task, FULL, n_steps=n_steps, rate=None, seed=seed)
-            lab = Lab(prepared, interval=arguments.interval, held_out=arguments.held_out)
-            found += lab.intervals(arguments.points, seed)
+            lab = Lab(prepared, held_out=arguments.held_out)
+            found += intervals(lab, arguments.points, arguments.interval, seed)
     if arguments.records is not None:
         lines = [json.dumps(asdict(each)) for each in found]
         arguments.records.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks.budget_run import FULL, Task, prepared_for
-from benchmarks.predictions import CONTENDERS, Lab, page
+from benchmarks.lab import Lab
+from benchmarks.predictions import CONTENDERS, intervals, page
 
 INTERVAL = 4
 
@@ -29,7 +30,7 @@ def test_trying_contenders_leaves_the_run_as_it_would_have_been(prepared):
         with torch.no_grad():
             for name, p in parameters.items():
                 p.copy_(before[name])
-        found = Lab(prepared, interval=INTERVAL, held_out=2).intervals(points, seed=0)
+        found = intervals(Lab(prepared, held_out=2), points, INTERVAL, seed=0)
         return found, {name: p.detach().clone() for name, p in parameters.items()}
 
     found, interrupted = ends_with([0, 3])

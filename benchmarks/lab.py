@@ -1,0 +1,109 @@
+"""A model under experiment: single training steps, held-out loss, and the way back.
+
+For benchmarks that look into a run (`predictions`, `reselection`), in float32 on the CPU. Whole
+runs go through the product's own loop (`budget_run`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from benchmarks.budget_run import Contender
+from core.training.evaluate import evaluate
+from core.training.importance import measure_crossed_importance
+from core.training.methods import Choice, SelectionPoint, method_named
+from core.training.numerics import choose_numerics
+from core.training.optimiser import SelectiveAdamW
+from core.training.step import LossStep, StepInputs, first_samples, needs_mask
+from worker.prepare import Prepared
+
+MAX_NORM: Final = 1.0
+
+
+class Lab:
+    """Args: ``held_out``: batches to judge by, evenly over the validation data; None: all."""
+
+    def __init__(self, prepared: Prepared, *, held_out: int | None = None) -> None:
+        self.prepared = prepared
+        self._feed = prepared.feed()
+        model = prepared.loaded.model.to(choose_numerics(None, "fp32").device)
+        self._step = LossStep(model, keeps_mask=needs_mask(model))
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        batches = prepared.validation_batches()
+        stride = max(1, len(batches) // (held_out or len(batches)))
+        self._held_out = [self._step.inputs(batch) for batch in batches[::stride][:held_out]]
+
+    @property
+    def epoch_steps(self) -> int:
+        return self._feed.batches_per_epoch
+
+    def optimiser(self) -> SelectiveAdamW:
+        """A fresh one; nothing is selected."""
+        weight_decay = self.prepared.training.weight_decay
+        return SelectiveAdamW(self.parameters, weight_decay=weight_decay)
+
+    def train(self, optimiser: SelectiveAdamW, step: int, rate: float) -> None:
+        """One step on the batch of step ``step`` (from 0)."""
+        inputs = self._inputs(step)
+        torch.autograd.backward(self._step(inputs).loss_sum / inputs.n_labels)
+        optimiser.step(learning_rate=rate, max_grad_norm=MAX_NORM)
+
+    def loss(self) -> float:
+        """Nats a label token, of the held-out batches."""
+        return evaluate(self._step, self._held_out).loss
+
+    def importance(self, optimiser: SelectiveAdamW, step: int, n_steps: int) -> dict[str, float]:
+        """At rate 1, from a pair of probes out of the ``n_steps`` steps after ``step``, two samples
+        of each, as a job of so few steps takes them.
+        """
+        drawn = [self._batch(step + n_steps * part // 4) for part in (1, 3)]
+        return measure_crossed_importance(
+            self._step,
+            [self._step.inputs(first_samples(batch, 0.5)) for batch in drawn],
+            {name: self.parameters[name] for name in self.prepared.profile.trainable},
+            optimiser,
+            learning_rate=1.0,
+        )
+
+    def choose(self, contender: Contender, importance: Mapping[str, float]) -> Choice:
+        """Raises RhoInfeasible."""
+        point = SelectionPoint(
+            profile=self.prepared.profile,
+            rho=contender.rho if isinstance(contender.rho, float) else 1.0,
+            measure_importance=lambda: importance,
+        )
+        return method_named(contender.method).choose(point)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Copies, for `put`."""
+        return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(weights[name])
+
+    def resumed(self, names: Sequence[str], moments: Mapping[str, torch.Tensor]) -> SelectiveAdamW:
+        """An optimiser that trains ``names`` and goes on from ``moments``."""
+        optimiser = self.optimiser()
+        optimiser.select(names)
+        optimiser.load_state_tensors(moments)
+        return optimiser
+
+    def _batch(self, step: int) -> Mapping[str, torch.Tensor]:
+        return self._feed.batch(*divmod(step, self._feed.batches_per_epoch))
+
+    def _inputs(self, step: int) -> StepInputs:
+        return self._step.inputs(self._batch(step))
+
+
+def cut(source: Path, into: Path, *, n_train: int, n_validation: int) -> None:
+    """``into``: a new folder with the first examples of ``source``'s train and validation data."""
+    into.mkdir()
+    for name, count in (("train.jsonl", n_train), ("validation.jsonl", n_validation)):
+        lines = (source / name).read_text(encoding="utf-8").splitlines()[:count]
+        (into / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
