@@ -59,6 +59,12 @@ class Frontier(Protocol):
         """At every cost the better of both."""
         ...
 
+    def within_reach(self, steps: float) -> Self:
+        """Without what no best set at the whole capacity can come from, if all moves to come cost
+        at most ``steps`` together: they would leave money over, which a dearer entry spends.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Move:
@@ -128,6 +134,10 @@ class ListFrontier:
         )
         return ListFrontier(costs[kept], values[kept], move, self.capacity, self.limit)
 
+    def within_reach(self, _steps: float) -> ListFrontier:
+        # short as it is, and sums of floats would have to be compared
+        return self
+
 
 def _undominated(costs: _Floats, values: _Floats, limit: int) -> _Ints:
     """Places of the entries worth more than every cheaper one, in rising order of cost."""
@@ -144,55 +154,74 @@ def _undominated(costs: _Floats, values: _Floats, limit: int) -> _Ints:
 
 @dataclass(frozen=True, slots=True)
 class GridFrontier:
-    """``values[i]`` is the best importance at a cost of at most ``start + i`` steps."""
+    """``values[i]`` is the best importance at a cost of at most ``start + i`` steps; the last one
+    holds for all higher costs, up to ``end``: nothing more can be had yet.
+    """
 
     start: int
     values: _Floats
     move: _GridMove | None
+    end: int
 
     @classmethod
     def empty(cls, capacity: int) -> GridFrontier:
-        return cls(0, np.zeros(capacity + 1), None)
+        return cls(0, np.zeros(1), None, capacity)
 
     @property
     def top(self) -> float:
         return float(self.values[-1])
 
     def take(self, item: int, steps: float, value: float) -> GridFrontier:
-        shift = int(steps)
-        if shift >= len(self.values):
+        shift, n_old = int(steps), len(self.values)
+        n_all = self.end - self.start + 1
+        if shift >= n_all:
             return self
-        without = self.values[shift:]
-        with_item = self.values[:-shift] + value
+        n_new = min(n_old + shift, n_all)
+        values = np.empty(n_new)
+        values[:n_old] = self.values
+        values[n_old:] = self.values[-1]
+        with_item = self.values[: n_new - shift] + value
+        without = values[shift:]
         taken = with_item > without
-        values = np.empty_like(self.values)
-        values[:shift] = self.values[:shift]
-        np.maximum(without, with_item, out=values[shift:])
+        np.maximum(without, with_item, out=without)
         move = _GridMove(self.move, self.start + shift, items=(item,), shift=shift, taken=taken)
-        return GridFrontier(self.start, values, move)
+        return GridFrontier(self.start, values, move, self.end)
 
     def take_free(self, items: tuple[int, ...], value: float) -> GridFrontier:
         move = _GridMove(self.move, self.start, items=items)
-        return GridFrontier(self.start, self.values + value, move)
+        return GridFrontier(self.start, self.values + value, move, self.end)
 
     def pay(self, steps: float) -> GridFrontier | None:
         shift = int(steps)
-        if shift >= len(self.values):
+        start = self.start + shift
+        if start > self.end:
             return None
         if not shift:
             return self
-        move = _GridMove(self.move, self.start + shift, shift=shift)
-        return GridFrontier(self.start + shift, self.values[: len(self.values) - shift], move)
+        move = _GridMove(self.move, start, shift=shift)
+        return GridFrontier(start, self.values[: self.end - start + 1], move, self.end)
 
     def better(self, other: GridFrontier) -> GridFrontier:
         if other.start < self.start:
             return other.better(self)
-        values = self.values.copy()
+        n_new = max(self.start + len(self.values), other.start + len(other.values)) - self.start
+        values = np.full(n_new, self.values[-1])
+        values[: len(self.values)] = self.values
         shared = values[other.start - self.start :]
-        from_other = other.values > shared
-        np.maximum(shared, other.values, out=shared)
+        others = np.full(len(shared), other.values[-1])
+        others[: len(other.values)] = other.values
+        from_other = others > shared
+        np.maximum(shared, others, out=shared)
         move = _GridMove(self.move, other.start, taken=from_other, other=other.move, is_choice=True)
-        return GridFrontier(self.start, values, move)
+        return GridFrontier(self.start, values, move, self.end)
+
+    def within_reach(self, steps: float) -> GridFrontier:
+        # the last value stands for all higher costs, so it stays
+        n_useless = min(self.end - int(steps) - self.start, len(self.values) - 1)
+        if n_useless <= 0:
+            return self
+        start = self.start + n_useless
+        return GridFrontier(start, self.values[n_useless:], self.move, self.end)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +232,7 @@ class _GridMove:
     start: int
     items: tuple[int, ...] = ()
     shift: int = 0
-    # entries at which the move was made; None for all
+    # entries at which the move was made, the last for all higher costs; None for all
     taken: _Bools | None = None
     other: _GridMove | None = None
     is_choice: bool = False
@@ -229,7 +258,10 @@ def items_of_grid(frontier: GridFrontier, place: int) -> list[int]:
     cost = frontier.start + place
     move = frontier.move
     while move is not None:
-        is_made = cost >= move.start and (move.taken is None or bool(move.taken[cost - move.start]))
+        is_made = cost >= move.start
+        if is_made and move.taken is not None:
+            cost = min(cost, move.start + len(move.taken) - 1)
+            is_made = bool(move.taken[cost - move.start])
         if is_made:
             items.extend(move.items)
             cost -= move.shift

@@ -32,7 +32,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -117,12 +117,13 @@ def _transposed(columns: Sequence[int], n_rows: int) -> list[int]:
     return [int.from_bytes(rows[i].tobytes(), "little") for i in range(n_rows)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Open:
+class _Open(NamedTuple):
     """A class not open yet and the terms of it that are not paid yet."""
 
     rest: int
     tensors: Class
+    # of all its tensors together
+    own_steps: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,17 +144,22 @@ class _Line(Generic[F]):
     """A way down the graph: what was gained so far and the classes still to open.
 
     Stretches are paid in steps; their sum is rounded up once, not each of them: ``room`` are FLOPs
-    that may be spent on top of the steps paid, left over from rounding up.
+    that may be spent on top of the steps paid, left over from rounding up. ``unpaid``: at most the
+    FLOPs of all terms still to pay.
     """
 
-    def __init__(self, frontier: F, classes: list[_Open], scale: Scale, room: float) -> None:
+    def __init__(
+        self, frontier: F, classes: list[_Open], scale: Scale, *, room: float, unpaid: float
+    ) -> None:
         self.frontier = frontier
         self.classes = classes
         self.room = room
+        self.unpaid = unpaid
         self._scale = scale
 
     def due_steps(self, flops: float) -> float:
         """Steps to pay for ``flops`` more."""
+        self.unpaid -= flops
         if self._scale.unit is None:
             return flops
         steps = self._scale.steps(max(flops - self.room, 0))
@@ -185,8 +191,12 @@ class Search(Generic[F]):
 
     def run(self, empty: F) -> F:
         """Best frontier over all sets, starting from the frontier of the empty set."""
-        classes = [_Open(each.needs, each) for each in self._problem.classes]
-        line = _Line(empty, classes, self._scale, self._room)
+        classes = [
+            _Open(each.needs, each, sum(self._scale.steps(flops) for _, flops, _ in each.items))
+            for each in self._problem.classes
+        ]
+        unpaid = math.fsum(self._problem.shared_flops)
+        line = _Line(empty, classes, self._scale, room=self._room, unpaid=unpaid)
         return self._sweep(line, empty, keeps_all=self._keeps_all)
 
     def _sweep(self, line: _Line[F], best: F, *, keeps_all: bool) -> F:
@@ -201,12 +211,12 @@ class Search(Generic[F]):
             if len(parts) > 1:
                 line.classes = parts.pop()
                 for part in parts:
-                    apart = _Line(line.frontier, part, self._scale, 0.0)
+                    apart = _Line(line.frontier, part, self._scale, room=0, unpaid=line.unpaid)
                     line.frontier = self._sweep(apart, line.frontier, keeps_all=True)
                 best = _best(best, line.frontier, keeps_all)
                 continue
             below, others = _meeting(line.classes)
-            side = _Line(line.frontier, others, self._scale, line.room)
+            side = _Line(line.frontier, others, self._scale, room=line.room, unpaid=line.unpaid)
             if keeps_all:
                 best = self._branch(side, best, keeps_all)
             else:
@@ -233,7 +243,8 @@ class Search(Generic[F]):
         """
         line.classes.sort(key=lambda each: each.rest.bit_count())
         common = _suffix_intersections(line.classes)
-        hopes = _suffix_sums(line.classes)
+        hopes = _suffix_sums([each.tensors.value for each in line.classes])
+        own_steps = [*_suffix_sums([each.own_steps for each in line.classes]), 0]
         paid = 0
         for place, each in enumerate(line.classes):
             if not keeps_all and line.frontier.top + hopes[place] <= best.top:
@@ -247,6 +258,9 @@ class Search(Generic[F]):
                 return best
             line.frontier = self._with_items(line.frontier, each.tensors)
             best = _best(best, line.frontier, keeps_all)
+            if not keeps_all:
+                to_come = own_steps[place + 1] + self._most_steps(line.unpaid)
+                line.frontier = line.frontier.within_reach(to_come)
         line.classes = []
         return best
 
@@ -259,6 +273,12 @@ class Search(Generic[F]):
         if without:
             line.classes = _without_terms(line.classes, terms)
         return True
+
+    def _most_steps(self, flops: float) -> float:
+        """At most the steps to pay for ``flops`` in any number of stretches: their sum is rounded
+        up on each line, and lines part at most where classes do.
+        """
+        return self._scale.steps(max(flops, 0.0)) + 2 * len(self._problem.classes)
 
     def _with_items(self, frontier: F, tensors: Class) -> F:
         for item, flops, value in tensors.items:
@@ -283,7 +303,7 @@ def _best(one: F, other: F, keeps_all: bool) -> F:
 
 
 def _without_terms(classes: Sequence[_Open], paid: int) -> list[_Open]:
-    return [_Open(each.rest & ~paid, each.tensors) for each in classes]
+    return [_Open(each.rest & ~paid, each.tensors, each.own_steps) for each in classes]
 
 
 def _suffix_intersections(classes: Sequence[_Open]) -> list[int]:
@@ -294,9 +314,9 @@ def _suffix_intersections(classes: Sequence[_Open]) -> list[int]:
     return common[::-1]
 
 
-def _suffix_sums(classes: Sequence[_Open]) -> list[float]:
-    """For each place the importance of all classes from there on."""
-    return list(itertools.accumulate(each.tensors.value for each in reversed(classes)))[::-1]
+def _suffix_sums(values: Sequence[float]) -> list[float]:
+    """For each place the sum of all values from there on."""
+    return list(itertools.accumulate(reversed(values)))[::-1]
 
 
 def _parts(classes: Sequence[_Open]) -> list[list[_Open]]:
