@@ -152,23 +152,43 @@ class LiveSignal:
     ) -> Known:
         key = self._key(what, area)
         now = self._clock()
-        known = self._local.get(key, Known())
-        if not self._is_fresh(known, refresh, now):
-            known = Known.from_text(self._store.load(key))
+        known, text = self._local.get(key, Known()), None
+        if known.is_pending or not self._is_fresh(known, refresh, now):
+            text = self._store.load(key)
+            stored = Known.from_text(text)
+            if not known.is_pending or stored.asked_at is not None:
+                known = stored
         if self._is_fresh(known, refresh, now):
             self._local[key] = known
             return known
         # said before asking: whoever comes meanwhile takes what there is
-        waiting = replace(known, asked_at=now, trouble=f"{self._name} has not answered yet.")
+        trouble = f"{self._name} has not answered yet."
+        waiting = replace(known, asked_at=now, trouble=trouble, is_pending=True)
         self._local[key] = waiting
-        return self._in_time(lambda: self._asked(what, area, known, ask), otherwise=waiting)
+        known = replace(known, is_pending=False)
+        return self._in_time(
+            lambda: self._asked(what, area, known, ask, since=(text, waiting)), otherwise=waiting
+        )
 
     def _asked(
-        self, what: str, area: str, known: Known, ask: Callable[[], tuple[Intensity, ...]]
+        self,
+        what: str,
+        area: str,
+        known: Known,
+        ask: Callable[[], tuple[Intensity, ...]],
+        *,
+        since: tuple[str | None, Known],
     ) -> Known:
-        """What is known after one request, for everybody."""
+        """What is known after one request, for everybody.
+
+        Args:
+            since: the stored text as it was, and what it is until the answer is there.
+        """
         key, now = self._key(what, area), self._clock()
-        self._store.save(key, replace(known, asked_at=now).to_text())
+        text, waiting = since
+        if not self._store.swap(key, text, waiting.to_text()):
+            # another process was faster by a hair: its answer is ours
+            return Known.from_text(self._store.load(key))
         try:
             fresh = self._accepted(ask(), area)
         except (InvalidInput, SignalUnavailable) as error:

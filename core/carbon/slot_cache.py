@@ -22,6 +22,12 @@ class TextStore(Protocol):
 
     def save(self, key: str, text: str) -> None: ...
 
+    def swap(self, key: str, old: str | None, new: str) -> bool:
+        """Save ``new`` if ``old`` is still what is stored; whether that was so. True where it
+        cannot be told.
+        """
+        ...
+
 
 class MemoryStore:
     """For one process, such as ``greentune run``."""
@@ -38,6 +44,13 @@ class MemoryStore:
         with self._lock:
             self._texts[key] = text
 
+    def swap(self, key: str, old: str | None, new: str) -> bool:
+        with self._lock:
+            if self._texts.get(key) != old:
+                return False
+            self._texts[key] = new
+            return True
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
@@ -47,12 +60,14 @@ class Known:
         asked_at: of the last request, successful or not: nobody asks again too soon.
         fetched_at: of the last good answer; None: there was none yet.
         trouble: why the last request failed; empty: it did not.
+        is_pending: the last request has not been answered yet.
     """
 
     slots: tuple[Intensity, ...] = ()
     asked_at: datetime | None = None
     fetched_at: datetime | None = None
     trouble: str = ""
+    is_pending: bool = False
 
     def to_text(self) -> str:
         return json.dumps(
@@ -61,6 +76,7 @@ class Known:
                 "asked_at": None if self.asked_at is None else self.asked_at.isoformat(),
                 "fetched_at": None if self.fetched_at is None else self.fetched_at.isoformat(),
                 "trouble": self.trouble,
+                "is_pending": self.is_pending,
             }
         )
 
@@ -74,6 +90,7 @@ class Known:
                 asked_at=_moment(raw.get("asked_at")),
                 fetched_at=_moment(raw.get("fetched_at")),
                 trouble=raw.get("trouble", ""),
+                is_pending=raw.get("is_pending", False),
             )
         except (ValueError, TypeError, KeyError, AttributeError):
             return cls()

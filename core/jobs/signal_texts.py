@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.errors import Unavailable
@@ -41,3 +41,24 @@ class SignalTexts:
                 )
         except (Unavailable, SQLAlchemyError):
             return
+
+    def swap(self, key: str, old: str | None, new: str) -> bool:
+        values = {"text": new, "updated_at": datetime.now(UTC)}
+        try:
+            with self._database.transaction() as session:
+                if old is None:
+                    statement = insert_on_conflict(session, SignalText).values(key=key, **values)
+                    found = session.execute(
+                        statement.on_conflict_do_nothing().returning(SignalText.key)
+                    )
+                else:
+                    found = session.execute(
+                        update(SignalText)
+                        .where(SignalText.key == key, SignalText.text == old)
+                        .values(**values)
+                        .returning(SignalText.key),
+                        execution_options=FRESH,
+                    )
+                return found.first() is not None
+        except (Unavailable, SQLAlchemyError):
+            return True

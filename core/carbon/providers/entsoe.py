@@ -12,6 +12,8 @@ sources (the mean of coal, gas and oil, rounded). There is no forecast in A75.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from xml.etree import ElementTree as ET
 
@@ -104,6 +106,26 @@ _DELAY = timedelta(hours=6)
 _Mix = dict[datetime, dict[str, float]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Period:
+    """Mean power of one fuel over adjoining steps."""
+
+    fuel: str
+    begin: datetime
+    end: datetime
+    step: timedelta
+    powers_mw: tuple[float, ...]
+
+    def in_steps_of(self, step: timedelta) -> Iterator[tuple[datetime, float]]:
+        """Fuels of one zone report by the hour and by the quarter of it: without hourly ones, three
+        quarters of every hour would lack them.
+        """
+        parts = self.step // step
+        for index, power_mw in enumerate(self.powers_mw):
+            for part in range(parts):
+                yield self.begin + index * self.step + part * step, power_mw
+
+
 class Entsoe:
     """Needs a security token."""
 
@@ -163,23 +185,14 @@ class Entsoe:
 
 
 def _intensities(root: ET.Element, zone: str, area: str) -> tuple[Intensity, ...]:
+    periods = _periods(root, area)
+    step = min((period.step for period in periods), default=timedelta(hours=1))
     mix: _Mix = defaultdict(dict)
     ends: dict[str, datetime] = {}
-    step = timedelta(hours=1)
-    for series in _children(root, "TimeSeries"):
-        told = _text(series, "inBiddingZone_Domain.mRID")
-        if told is None:
-            continue  # consumption of storage: outBiddingZone_Domain
-        unit, fuel = (
-            _text(series, "quantity_Measure_Unit.name"),
-            _text(series, "MktPSRType", "psrType"),
-        )
-        if told != area or unit != "MAW":
-            raise SignalUnavailable(f"ENTSO-E told area {told!r} in {unit!r}, not {area!r} in MAW.")
-        if fuel in _STORAGE or fuel is None:
-            continue
-        for period in _children(series, "Period"):
-            step = _add_period(mix, ends, fuel, period)
+    for period in periods:
+        for moment, power_mw in period.in_steps_of(step):
+            mix[moment][period.fuel] = mix[moment].get(period.fuel, 0.0) + power_mw
+        ends[period.fuel] = max(ends.get(period.fuel, period.end), period.end)
     newest = max(ends.values(), default=None)
     reporting = {fuel: end for fuel, end in ends.items() if newest and end > newest - _DELAY}
     complete = min(reporting.values(), default=None)
@@ -192,16 +205,31 @@ def _intensities(root: ET.Element, zone: str, area: str) -> tuple[Intensity, ...
     return slots_of(points, zone=zone, source=source, step=step)
 
 
+def _periods(root: ET.Element, area: str) -> list[_Period]:
+    found: list[_Period] = []
+    for series in _children(root, "TimeSeries"):
+        told = _text(series, "inBiddingZone_Domain.mRID")
+        if told is None:
+            continue  # consumption of storage: outBiddingZone_Domain
+        unit, fuel = (
+            _text(series, "quantity_Measure_Unit.name"),
+            _text(series, "MktPSRType", "psrType"),
+        )
+        if told != area or unit != "MAW":
+            raise SignalUnavailable(f"ENTSO-E told area {told!r} in {unit!r}, not {area!r} in MAW.")
+        if fuel not in _STORAGE and fuel is not None:
+            found += [_period(fuel, period) for period in _children(series, "Period")]
+    return found
+
+
 def _weigh(fuels: dict[str, float]) -> float:
     """Unknown codes count as unknown sources: never as free of carbon."""
     grams = sum(FACTORS_G_PER_KWH.get(fuel, _UNKNOWN) * power for fuel, power in fuels.items())
     return grams / sum(fuels.values())
 
 
-def _add_period(mix: _Mix, ends: dict[str, datetime], fuel: str, period: ET.Element) -> timedelta:
-    """MW of one fuel into the mix. A position that is left out repeats the one before it
-    (curve type A03).
-    """
+def _period(fuel: str, period: ET.Element) -> _Period:
+    """MW of one fuel. A position that is left out repeats the one before it (curve type A03)."""
     begin = moment_of(_text(period, "timeInterval", "start"), "ENTSO-E")
     end = moment_of(_text(period, "timeInterval", "end"), "ENTSO-E")
     step = _STEPS.get(_text(period, "resolution") or "")
@@ -217,12 +245,11 @@ def _add_period(mix: _Mix, ends: dict[str, datetime], fuel: str, period: ET.Elem
         if not 0 <= power_mw < 1e6:
             raise SignalUnavailable(f"ENTSO-E told {power_mw} MW of {fuel}.")
         told[position] = power_mw
-    power_mw = 0.0
+    powers_mw, power_mw = [], 0.0
     for index in range((end - begin) // step):
         power_mw = told.get(index + 1, power_mw)
-        mix[begin + index * step][fuel] = mix[begin + index * step].get(fuel, 0.0) + power_mw
-    ends[fuel] = max(ends.get(fuel, end), end)
-    return step
+        powers_mw.append(power_mw)
+    return _Period(fuel=fuel, begin=begin, end=end, step=step, powers_mw=tuple(powers_mw))
 
 
 def _local(element: ET.Element) -> str:

@@ -23,6 +23,8 @@ _TOKEN_S = 25 * 60.0
 _HORIZON_HOURS = "72"
 #: the forecast's newest past: what "current" is read from, since /v3/signal-index is a percentile
 _RECENT = timedelta(hours=2)
+#: the service refuses longer spans than 32 days
+_LONGEST = timedelta(days=31)
 
 
 class WattTime:
@@ -47,7 +49,7 @@ class WattTime:
         return slots[-1]
 
     def history(self, zone: str, start: datetime, end: datetime) -> tuple[Intensity, ...]:
-        span = {"start": start.isoformat(), "end": end.isoformat()}
+        span = {"start": max(start, end - _LONGEST).isoformat(), "end": end.isoformat()}
         return self._ask("/v3/historical", zone, span, is_forecast=False)
 
     def forecast(self, zone: str, now: datetime) -> tuple[Intensity, ...]:

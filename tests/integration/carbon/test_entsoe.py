@@ -59,6 +59,18 @@ def test_entsoe_weighs_the_mix(server, waits):
     assert query["periodStart"] == ["202605202320"]
 
 
+def test_fuels_that_report_by_the_hour_count_in_every_quarter_of_it(server, waits):
+    body = document(
+        series("B14", {1: 3000}, step="PT60M"),
+        series("B04", {1: 1000, 2: 500, 3: 3000, 4: 0}, step="PT15M"),
+    )
+    server.answer("/api", body)
+    told = Entsoe(fetcher(server, waits), "tok").history("FR", NOW - HOUR, NOW)
+    expected = [(3000 * 12 + gas * 490) / (3000 + gas) for gas in (1000, 500, 3000, 0)]
+    assert [s.value_g_per_kwh for s in told] == pytest.approx(expected)
+    assert {s.until - s.moment for s in told} == {timedelta(minutes=15)}
+
+
 def test_entsoe_waits_for_fuels_that_report_late(server, waits):
     body = document(series("B14", {1: 3000}, slots=2), series("B04", {1: 1000}, slots=4))
     server.answer("/api", body)

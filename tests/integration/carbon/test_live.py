@@ -1,6 +1,7 @@
 """A live signal always has an answer and says which: outages, caches, fallbacks."""
 
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ from core.carbon.providers.electricity_maps import ElectricityMaps
 from core.carbon.providers.fetch import Fetcher
 from core.carbon.providers.watttime import WattTime
 from core.carbon.signal import LiveOptions, open_signal
+from core.carbon.slot_cache import Known, MemoryStore
 from core.carbon.static import StaticSignal
 from core.errors import InvalidInput
 from tests.integration.carbon.asking import HOUR, LATEST, NOW, fetcher, maps
@@ -110,6 +112,67 @@ def test_nobody_waits_longer_than_the_patience_for_a_request(server, waits):
             thread.join(30)
     assert signal.at("DE", NOW).value_g_per_kwh == 300
     assert len(server.seen) == 1, "nobody asked twice"
+
+
+def test_an_answer_that_another_process_waits_for_serves_all_as_soon_as_it_is_there(server, waits):
+    """Else whoever looked in that moment would count with averages until the next refresh."""
+    healthy(server, NOW)
+    (answer,) = server.script["/carbon-intensity/history"]
+    server.answer("/carbon-intensity/history", answer.body, hang_s=600)
+    store = MemoryStore()
+    provider = ElectricityMaps(Fetcher("Electricity Maps", server.url))
+    asker = LiveSignal(provider, store=store, clock=Clock(NOW), patience=timedelta(seconds=0.05))
+    other = LiveSignal(maps(server, waits), store=store, clock=Clock(NOW))
+    asker.at("DE", NOW)
+    assert "has not answered yet" in other.at("DE", NOW).source
+    server.release.set()
+    for thread in threading.enumerate():
+        if thread.name == "carbon-signal":
+            thread.join(30)
+    assert other.at("DE", NOW).value_g_per_kwh == 300
+    assert len(server.seen) == 1
+
+
+def test_who_asks_at_the_very_same_moment_asks_once(server, waits):
+    """As a thousand jobs do when the hour turns: all have looked before the first has asked."""
+    healthy(server, NOW)
+    n_jobs = 8
+    everybody_has_looked = threading.Barrier(n_jobs)
+
+    class Store(MemoryStore):
+        def load(self, key):
+            text = super().load(key)
+            with suppress(threading.BrokenBarrierError):
+                everybody_has_looked.wait(2)
+            everybody_has_looked.abort()
+            return text
+
+    store, told = Store(), []
+    signals = [
+        LiveSignal(maps(server, waits), store=store, clock=Clock(NOW)) for _ in range(n_jobs)
+    ]
+    threads = [
+        threading.Thread(target=lambda s=signal: told.append(s.at("DE", NOW))) for signal in signals
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == n_jobs
+    assert len(server.seen) == 1
+    assert [signal.at("DE", NOW).value_g_per_kwh for signal in signals] == [300] * n_jobs
+    assert len(server.seen) == 1
+
+
+def test_an_asker_that_died_is_not_waited_for_for_long(server, waits):
+    clock, store = Clock(NOW), MemoryStore()
+    healthy(server, NOW)
+    left = Known(asked_at=NOW, trouble="it has not answered yet.", is_pending=True)
+    store.save("intensity/ElectricityMaps/recent/DE", left.to_text())
+    signal = LiveSignal(maps(server, waits), store=store, clock=clock)
+    assert "has not answered yet" in signal.at("DE", NOW).source
+    clock.now += timedelta(minutes=1)
+    assert signal.at("DE", clock.now).value_g_per_kwh == 300
 
 
 def test_a_zone_that_was_known_is_no_mistake_of_the_callers(server, waits):

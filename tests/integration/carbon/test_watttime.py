@@ -43,6 +43,15 @@ def test_watttime_as_documented(server, waits):
     assert server.seen[1][1]["signal_type"] == ["co2_moer"]
 
 
+def test_watttime_is_asked_for_a_month_at_the_most(server, waits):
+    """It refuses longer spans, which would read as a region that it does not know."""
+    server.answer("/login", {"token": "jwt-1"})
+    server.answer("/v3/historical", moer([870]))
+    client = WattTime(fetcher(server, waits), "me", "pw")
+    client.history("CAISO_NORTH", NOW - timedelta(days=90), NOW)
+    assert server.seen[-1][1]["start"] == [(NOW - timedelta(days=31)).isoformat()]
+
+
 def test_watttime_logs_in_again_when_its_token_has_expired(server, waits):
     server.answer("/login", {"token": "jwt-1"})
     server.answer("/v3/historical", {"error": "expired"}, 401)

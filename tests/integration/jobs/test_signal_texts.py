@@ -54,3 +54,13 @@ def test_a_database_that_is_away_costs_only_the_cache(tmp_path) -> None:
     signal = LiveSignal(Provider(), store=SignalTexts(broken), clock=lambda: NOW)
     assert signal.at("FR", NOW).value_g_per_kwh == 123
     broken.dispose()
+
+
+def test_only_one_of_many_swaps_the_text_that_all_have_seen(database: Database) -> None:
+    texts = SignalTexts(database)
+    assert texts.swap("z", None, "first")
+    assert not texts.swap("z", None, "second")
+    assert not texts.swap("z", "other", "second")
+    assert texts.load("z") == "first"
+    assert texts.swap("z", "first", "second")
+    assert texts.load("z") == "second"
