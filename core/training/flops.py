@@ -25,6 +25,7 @@ def profile(
     *,
     loss: Loss | None = None,
     recomputes: bool = False,
+    is_checked: bool = True,
 ) -> FlopsProfile:
     """Cost of a training step of ``model`` on ``batch``, as a function of the trained set.
 
@@ -40,13 +41,15 @@ def profile(
             copy of the model that has shapes but no data, and with the batch on the CPU.
         recomputes: with gradient checkpointing (`core.training.recompute`): what runs again in the
             backward pass counts there, for every set, full fine-tuning's included.
+        is_checked: hold the account against a backward pass. False only for a model that was
+            checked at another shape.
 
     Raises:
         ModelUnsupported: an operator whose cost is not known, quantised weights, or a model whose
             shapes depend on the values of its weights; names the operator or the parameter.
         InvalidInput: no loss, or one that does not depend on the model.
     """
-    return trace(model, batch, loss or _own_loss, recomputes=recomputes)
+    return trace(model, batch, loss or _own_loss, recomputes=recomputes, is_checked=is_checked)
 
 
 def _own_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

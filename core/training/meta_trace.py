@@ -13,8 +13,9 @@ sends a token.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -60,6 +61,56 @@ def _grouped_output(
 _FORMULAS: dict[Any, Callable[..., Any]] = {**flop_registry, _aten._grouped_mm: _grouped_flops}  # noqa: SLF001
 
 
+#: of a kernel's output: shape, strides and type
+Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+
+
+def run_on_shapes(
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    layouts: MutableMapping[Any, Layout],
+) -> Any:
+    """``func`` of ``args``; on meta an elementwise kernel is run once for each layout of its
+    arguments. Torch finds the output's layout in Python there, ten times slower than a matrix
+    product's.
+
+    Args:
+        layouts: what was found so far.
+    """
+    key = _layout_key(func, args, kwargs)
+    if key is None:
+        return func(*args, **kwargs)
+    known = layouts.get(key)
+    if known is None:
+        out = func(*args, **kwargs)
+        if isinstance(out, Tensor) and out.is_meta:
+            layouts[key] = tuple(out.shape), out.stride(), out.dtype
+        return out
+    shape, stride, dtype = known
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+
+
+def _layout_key(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """All that an elementwise kernel's output depends on but for its values; None: another kernel,
+    or arguments that are no meta tensors and numbers.
+    """
+    if torch.Tag.pointwise not in func.tags or func._schema.is_mutable:  # noqa: SLF001
+        return None
+    parts: list[Any] = [func]
+    for name, value in itertools.chain(enumerate(args), kwargs.items()):
+        if isinstance(value, Tensor):
+            if not value.is_meta:
+                return None
+            parts.append((name, value.shape, value.stride(), value.dtype))
+        elif value is None or isinstance(value, (int, float, str, torch.dtype)):
+            # 1, 1.0 and True give different types
+            parts.append((name, type(value), value))
+        else:
+            return None
+    return tuple(parts)
+
+
 class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the products of everything that runs under it.
 
@@ -77,6 +128,7 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # meta tensor -> the real one that it stands for, and back
         self._real: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
         self._meta: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+        self._layouts: dict[Any, Layout] = {}
 
     def __torch_dispatch__(
         self,
@@ -104,7 +156,11 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kwargs.update({k: self._on_meta(v) for k, v in kwargs.items() if isinstance(v, Tensor)})
         # torch's grouped product refuses float32 on meta, which it takes elsewhere
         is_grouped = kernel is _aten._grouped_mm  # noqa: SLF001
-        out = _grouped_output(*args, **kwargs) if is_grouped else func(*args, **kwargs)
+        out = (
+            _grouped_output(*args, **kwargs)
+            if is_grouped
+            else run_on_shapes(func, args, kwargs, self._layouts)
+        )
         self._follow(func, given, given_kwargs, tensors, out)
         if kernel in _FORMULAS:
             if kernel is _aten.convolution and is_differentiable:

@@ -136,22 +136,28 @@ def price_steps(model: Any, *, recomputes: bool = False) -> StepPrices:
     """
     is_pair = bool(model.config.is_encoder_decoder)
     shapes = _PAIR_SHAPES if is_pair else _CAUSAL_SHAPES
-    prices = StepPrices(
-        shapes, [profile_shape(model, shape, recomputes=recomputes) for shape in shapes]
-    )
     check = _CHECK_SHAPES[is_pair]
     measured = profile_shape(model, check, recomputes=recomputes).full_flops
+    profiles = [
+        profile_shape(model, shape, recomputes=recomputes, is_checked=False) for shape in shapes
+    ]
+    prices = StepPrices(shapes, profiles)
     _require_close(model, check, measured, prices.full(check))
     return prices
 
 
-def profile_shape(model: Any, shape: Shape, *, recomputes: bool = False) -> FlopsProfile:
-    """The model's profile on a batch of this shape, with the loss that training really takes."""
+def profile_shape(
+    model: Any, shape: Shape, *, recomputes: bool = False, is_checked: bool = True
+) -> FlopsProfile:
+    """The model's profile on a batch of this shape, with the loss that training really takes.
+
+    ``is_checked`` as in `core.training.flops.profile`.
+    """
 
     def loss(traced: Any, tensors: Any) -> torch.Tensor:
         return LossStep(traced)(_inputs(tensors, shape)).loss_sum
 
-    return profile(model, _tensors(shape), loss=loss, recomputes=recomputes)
+    return profile(model, _tensors(shape), loss=loss, recomputes=recomputes, is_checked=is_checked)
 
 
 def price_blocks(model: Any, paths: Collection[str]) -> dict[str, Price]:
