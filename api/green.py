@@ -31,6 +31,7 @@ def green_summary(record: JobRecord, *, pue: float) -> dict[str, Any]:
         "importance": record.spec.green.importance,
         "zone": record.spec.green.zone,
         "rho": rho,
+        "currency": record.spec.green.currency,
         "rho_requested": progress.rho_requested if isinstance(rho, str) else rho,
         "rho_measured": progress.rho_measured,
         "training": _own_options(record),

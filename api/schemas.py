@@ -148,6 +148,13 @@ class GreenIn(Request):
             'Absent: "auto" where a zone is known, else 0.7.'
         ),
     ] = None
+    currency: Annotated[
+        Name | None,
+        Field(
+            description='What rho is a share of: "flops"; "seconds" or "joules", as measured on '
+            "the machine before training, for green and last_k without a carbon plan."
+        ),
+    ] = None
     zone: Annotated[
         Name | None,
         Field(description='Grid zone, such as "FR" or "US-CA". Absent: the server\'s own, if set.'),

@@ -75,8 +75,10 @@ def check_rho(spec: JobSpec, *, profiled_minimum: float | None) -> None:
     """Refuse a ``rho`` that arithmetic or a stored profile of the model says cannot be reached.
 
     Raises:
-        RhoInfeasible: names the minimum.
+        RhoInfeasible: names the minimum. Of FLOPs only: what other currencies cost is not known.
     """
+    if spec.green.currency != "flops":
+        return
     if not spec.green.follows_rho or spec.green.fixed_rho is None:
         return
     passes = spec.passes_per_selection
@@ -170,7 +172,7 @@ def _green_options(green: GreenIn, default_zone: str | None) -> GreenOptions:
             'green.zone, for example "FR".',
             param="green.zone",
         )
-    for name in ("method", "importance"):
+    for name in ("method", "importance", "currency"):
         if getattr(green, name) is not None:
             options[name] = getattr(green, name)
     if green.options is not None:

@@ -22,6 +22,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 #: methods that train tensors added to the model, and leave its own as they are
 ADAPTER_METHODS: tuple[str, ...] = ("lora", "prefix", "green_lora")
 ImportanceName = Literal["importance", "random", "magnitude", "fisher"]
+Currency = Literal["flops", "seconds", "joules"]
 Metric = Literal["rouge1", "rouge2", "rougeL", "exact_match", "f1", "accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 DecodingName = Literal["greedy", "beam"]
@@ -73,15 +74,18 @@ class MethodOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GreenOptions:
-    """The share of full fine-tuning's FLOPs to spend, and the grid it is spent on."""
+    """The share of full fine-tuning's cost to spend, and the grid it is spent on."""
 
     method: Method = "green"
     options: MethodOptions = field(default_factory=MethodOptions)
     #: what green and green_lora rank tensors by; all but the first are there for comparison
     importance: ImportanceName = "importance"
-    #: share of full fine-tuning's FLOPs, (0, 1]; "auto": set from the grid's intensity;
-    #: "efficient": wherever a FLOP is predicted to lower the loss most, measured at each selection
+    #: share of full fine-tuning's FLOPs (or time, or energy), (0, 1]; "auto": set from the grid's
+    #: intensity; "efficient": wherever a FLOP (second, joule) is predicted to lower the loss most,
+    #: measured at each selection
     rho: float | Literal["auto", "efficient"] = "auto"
+    #: what rho is a share of; seconds and joules are measured on the machine before training
+    currency: Currency = "flops"
     #: grid zone such as "FR" or "US-CAL-CISO"; None: world average, reported as such
     zone: str | None = None
     #: start at once, or wait for (and pause between) the zone's greener hours
@@ -121,7 +125,8 @@ class GreenOptions:
                 'a number above 0 and at most 1, "auto" or "efficient"',
                 self.rho,
             )
-        for name, known in (("schedule", Timing), ("on_budget", OnBudget)):
+        named = (("schedule", Timing), ("on_budget", OnBudget), ("currency", Currency))
+        for name, known in named:
             words = get_args(known)
             value = getattr(self, name)
             require(value in words, f"green.{name}", f"one of {', '.join(words)}", value)
@@ -130,6 +135,8 @@ class GreenOptions:
             ok = value is None or (is_number(value) and 0 < value < math.inf)
             require(ok, f"green.{name}", "a number above 0", value)
         self._check_moments()
+        if self.currency != "flops":
+            self._check_currency()
 
     def _check_efficient(self) -> None:
         if self.method not in ("green", "green_lora"):
@@ -143,6 +150,21 @@ class GreenOptions:
                 'green.rho "efficient" needs predicted loss drops, which green.importance '
                 f"{self.importance} does not give; leave it out.",
                 param="green.importance",
+            )
+
+    def _check_currency(self) -> None:
+        if not self.follows_rho or self.method == "green_lora":
+            raise InvalidInput(
+                f"green.currency {self.currency} says what rho is a share of; with green.method "
+                f'{self.method} that is FLOPs: leave it out, or ask for "green", or for "last_k" '
+                "without k.",
+                param="green.currency",
+            )
+        if self.is_planned:
+            raise InvalidInput(
+                f"A carbon plan counts rho in FLOPs: leave out green.currency {self.currency}, or "
+                "green.schedule, earliest_start, deadline and budgets.",
+                param="green.currency",
             )
 
     def _check_moments(self) -> None:

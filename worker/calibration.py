@@ -61,6 +61,9 @@ class Calibration(Hook):
         self._mark: tuple[int, int, float, float] | None = None
         self._is_warm = False
         self._last: StepRecord | None = None
+        #: share of FLOPs in force where rho counts something else: measurements are told apart by
+        #: FLOPs, on any machine
+        self._flops_share: float | None = None
         #: measurements so far
         self.count = 0
 
@@ -78,7 +81,9 @@ class Calibration(Hook):
         """Full fine-tuning, where this attempt has run it."""
         return self._points.get(1.0)
 
-    def on_selection(self, record: SelectionRecord) -> None:  # noqa: ARG002  the hook's signature
+    def on_selection(self, record: SelectionRecord) -> None:
+        is_flops = record.currency == "flops"
+        self._flops_share = None if is_flops else record.flops_share_planned
         self._mark, self._is_warm = None, False
 
     def on_step(self, record: StepRecord) -> None:
@@ -117,7 +122,7 @@ class Calibration(Hook):
         if tokens <= 0 or elapsed_s <= 0:
             return
         s_per_token = elapsed_s / tokens
-        rho = round(record.rho, 2)
+        rho = round(record.rho if self._flops_share is None else self._flops_share, 2)
         j_per_token = energy_j / tokens
         if energy_j <= 0:  # no meter works here: the power stays assumed
             j_per_token = s_per_token * self._base.cost.power_w(rho)

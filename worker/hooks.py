@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any, Final
@@ -148,7 +148,7 @@ class ProgressHook(Hook):
             full_estimate_flops=record.full_step_flops * record.total_steps,
         )
         self._scribe.event(
-            f"Training on {record.device} in {record.precision}",
+            f"Training on {record.device} in {record.precision}{record.currency_note}",
             data={
                 "kind": "start",
                 "step": record.step,
@@ -156,19 +156,24 @@ class ProgressHook(Hook):
                 "precision": record.precision,
                 "probe": record.probe,
                 "memory_estimate_bytes": record.memory_estimate_bytes,
+                "rates": None if record.rates is None else asdict(record.rates),
+                "full_step_cost": record.full_step_cost,
             },
         )
 
     def on_selection(self, record: SelectionRecord) -> None:
         self._progress = replace(self._progress, rho_requested=record.rho)
+        counted = "" if record.currency == "flops" else f", {record.shares}"
         self._scribe.event(
             f"Selected {len(record.names)} tensors ({record.n_trained_parameters:,} parameters) "
-            f"to train at rho {record.rho:.3g}{record.verdict}",
+            f"to train at rho {record.rho:.3g}{counted}{record.verdict}",
             data={
                 "kind": "selection",
                 "step": record.step,
                 "rho": record.rho,
                 "rho_planned": record.rho_planned,
+                "currency": record.currency,
+                "flops_share_planned": record.flops_share_planned,
                 "n_tensors": len(record.names),
                 "n_parameters": record.n_trained_parameters,
                 "duration_s": record.duration_s,

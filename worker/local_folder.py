@@ -116,7 +116,8 @@ class LocalFolder:
             job.write_text(json.dumps(written, indent=1))
             return now
         found = json.loads(job.read_text())
-        if found["spec"] != asked or found["data_sha256"] != hashes:
+        # options that came after the folder have their defaults
+        if JobSpec.from_dict(found["spec"]).to_dict() != asked or found["data_sha256"] != hashes:
             raise Conflict(
                 f"{self.path} holds a job with {_difference(found['spec'], asked)}; choose "
                 "another --out, or repeat that job's options to continue it."

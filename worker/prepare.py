@@ -37,6 +37,7 @@ from core.training.pricing import Shape, StepPrices, price_steps
 from core.training.step import Batch, LossStep
 from core.training_options import Precision, TrainingOptions
 from worker.corpus import Corpus, corpus_of
+from worker.currency import Floor, opened_meter
 from worker.evaluation import Exam, card_rows, set_exam
 from worker.reuse import prefix_reuse
 from worker.room import expected_memory
@@ -66,7 +67,8 @@ class Prepared:
     @property
     def rho_min(self) -> float:
         """Lowest share of full fine-tuning's FLOPs that the job's method can spend on this model
-        and data, 0..1; of methods that do not follow rho, the share that they will spend.
+        and data, 0..1; of methods that do not follow rho, the share that they will spend. In
+        another currency the lowest share is known once its prices are measured, in `train`.
         """
         course = Course(
             total_steps=self.total_steps,
@@ -229,38 +231,48 @@ def train(
     """`core.training.loop.fit` on a prepared job: resumes from ``checkpoints``, trains in place.
 
     Args:
-        rho: share of full fine-tuning's FLOPs, asked at each selection with the steps done; at
-            least ``prepared.rho_min``.
-        memory_rho: share that the start record tells the expected memory for; None: it tells none.
+        rho: share of full fine-tuning's cost, asked at each selection with the steps done; of
+            FLOPs at least ``prepared.rho_min``. In another currency what the spec leaves to "auto"
+            is raised to the minimum that is measured.
+        memory_rho: share of FLOPs that the start record tells the expected memory for; None, or
+            another currency: it tells none.
+
+    Raises:
+        RhoInfeasible: in another currency than FLOPs, before any step.
+        GreentuneError: as `fit`.
     """
+    green, floor = prepared.spec.green, Floor()
+    is_raised = green.currency != "flops" and green.rho == "auto"
+    numerics = choose_numerics(device, prepared.training.precision)
     job = FitJob(
         model=prepared.loaded.model,
         feed=prepared.feed(),
         validation=prepared.validation_batches(),
         method=prepared.method,
-        rho=rho,
+        rho=(lambda step: max(rho(step), floor.rho_min)) if is_raised else rho,
         prices=prepared.prices,
         profile=prepared.profile,
         training=prepared.training,
         seed=prepared.spec.seed,
-        numerics=choose_numerics(device, prepared.training.precision),
+        numerics=numerics,
         fingerprint=prepared.loaded.fingerprint,
-        importance=prepared.spec.green.importance,
+        importance=green.importance,
         ask=prepared.ask if prepared.exam else None,
         selections=selections,
         reuse=prepared.reuse,
     )
-    if memory_rho is not None:
+    if memory_rho is not None and green.currency == "flops":
         expected = expected_memory(job, prepared.largest, max(memory_rho, prepared.rho_min))
         needed = None if expected is None else expected.peak_bytes
         job = dataclasses.replace(job, memory_estimate_bytes=needed)
-    return fit(
-        job,
-        checkpoints=checkpoints,
-        keep_checkpoints=keep_checkpoints,
-        hooks=hooks,
-        control=control,
-    )
+    with opened_meter(green.currency, numerics.device) as meter:
+        return fit(
+            dataclasses.replace(job, meter=meter),
+            checkpoints=checkpoints,
+            keep_checkpoints=keep_checkpoints,
+            hooks=[floor, *hooks],
+            control=control,
+        )
 
 
 def export(
@@ -286,6 +298,7 @@ def export(
         n_steps=result.step,
         n_epochs=result.epoch,
         rho=None if isinstance(rho, str) else rho,
+        currency=green.currency,
         flops=result.flops,
         flops_share=result.flops_share or 0.0,
         first_validation_loss=result.first_validation_loss,
@@ -365,7 +378,9 @@ def _shapes(
 def _require_feasible(prepared: Prepared) -> None:
     green = prepared.spec.green
     rho = green.fixed_rho
-    if not green.follows_rho or rho is None or rho >= prepared.rho_min:
+    if not green.follows_rho or green.currency != "flops":
+        return  # what it costs in seconds or joules is not known yet
+    if rho is None or rho >= prepared.rho_min:
         return
     # rounded up: the number that the message offers must itself be accepted
     offered = -(-prepared.rho_min * 1000 // 1) / 1000

@@ -228,13 +228,13 @@ class ProgressBar(Hook):
         begun = f"Continuing after step {record.step}" if record.step else "Training"
         self._say(
             f"{begun}: {record.total_steps} steps of {record.method} on {record.device}, "
-            f"{record.precision}; lowest feasible rho {record.rho_min:.3f}"
+            f"{record.precision}; lowest feasible rho {record.rho_min:.3f}{record.currency_note}"
         )
 
     def on_selection(self, record: SelectionRecord) -> None:
         self._say(
             f"step {record.step}: {len(record.names)} tensors, {record.n_trained_parameters:,} "
-            f"parameters, {record.rho_planned:.1%} of full fine-tuning's FLOPs "
+            f"parameters, {record.shares} "
             f"(chosen in {record.duration_s:.1f} s){record.verdict}"
         )
 

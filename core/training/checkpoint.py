@@ -28,7 +28,8 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.errors import StorageUnavailable
+from core.errors import InvalidInput, ModelUnavailable, StorageUnavailable
+from core.training.rates import Rates, rates_from
 from core.training_options import Precision
 
 FORMAT: Final = 1
@@ -52,6 +53,8 @@ class TrainState:
     names: tuple[str, ...] = ()
     ever_trained: tuple[str, ...] = ()
     rho: float = 1.0
+    #: prices of the currency that rho counts in; None: FLOPs
+    rates: Rates | None = None
     #: share that the learning rate belongs to; None: ``rho``
     rate_rho: float | None = None
     selected_at: int | None = None
@@ -134,7 +137,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         tensors = {
             name: load_file(_tensors(folder, name)) for name in (_WEIGHTS, _OPTIMIZER, _RANDOM)
         }
-        raw.update(names=tuple(raw["names"]), ever_trained=tuple(raw["ever_trained"]))
+        raw.update(
+            names=tuple(raw["names"]),
+            ever_trained=tuple(raw["ever_trained"]),
+            rates=rates_from(raw.get("rates")),
+        )
         return Checkpoint(state=TrainState(**raw), **tensors)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise _corrupt(f"{folder} is not a complete checkpoint: {error!r}.") from error
@@ -156,6 +163,30 @@ def newest_checkpoint(parent: Path) -> Checkpoint | None:
         except StorageUnavailable:
             continue
     return None
+
+
+def require_continuable(state: TrainState, fingerprint: str, precision: Precision) -> None:
+    """
+    Args:
+        fingerprint: of the base model that was loaded.
+        precision: that the run computes in.
+
+    Raises:
+        ModelUnavailable: the checkpoint is of another base model.
+        InvalidInput: it was computed in another precision.
+    """
+    if state.fingerprint != fingerprint:
+        raise ModelUnavailable(
+            "The checkpoint continues another base model than the one that was loaded; load that "
+            "one, or start in an empty folder.",
+            param="model",
+        )
+    if state.precision not in ("auto", precision):
+        raise InvalidInput(
+            f"The checkpoint was computed in {state.precision}, not in {precision}; ask for that "
+            "precision, or start in an empty folder.",
+            param="green.training.precision",
+        )
 
 
 def prune_checkpoints(parent: Path, keep: int) -> None:

@@ -26,6 +26,9 @@ from core.errors import InvalidInput
 class FlopsProfile:
     """Predicted FLOPs of one training step (or of an average one) for any set of trained tensors.
 
+    The same form holds what a step costs in another currency (`core.training.rates.priced`); all
+    that is called FLOPs here is then in that one's unit.
+
     Attributes:
         names: every parameter once, in the order of ``model.named_parameters()``.
         forward_flops: cost of the forward pass, the loss included.

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import StorageUnavailable
+from core.spec import Currency
 from core.training.adapters import is_adapted, merged
+from core.training.rates import NOUNS
 from core.units import joules_to_wh
 
 
@@ -41,7 +43,7 @@ class ModelCard:
     n_training_tokens: int
     n_steps: int
     n_epochs: float
-    #: share of full fine-tuning's FLOPs asked for; None: several in one run
+    #: share of full fine-tuning's cost asked for; None: several in one run
     rho: float | None
     #: spent, selection included, and its share of full fine-tuning's
     flops: float
@@ -49,6 +51,8 @@ class ModelCard:
     first_validation_loss: float | None
     validation_loss: float | None
     emissions: EmissionsNote | None = None
+    #: what rho is a share of
+    currency: Currency = "flops"
     #: further lines of the results table: label -> value
     metrics: Mapping[str, str] | None = None
 
@@ -134,7 +138,7 @@ def _page(card: ModelCard, layout: str) -> list[str]:
         "Training data": f"{card.n_training_examples:,} examples, "
         f"{card.n_training_tokens:,} tokens an epoch",
         "Steps": f"{card.n_steps:,} ({card.n_epochs:.3g} epochs)",
-        "Share of full fine-tuning's FLOPs asked for (rho)": _rho_text(card.rho),
+        f"Share of full fine-tuning's {NOUNS[card.currency]} asked for (rho)": _rho_text(card.rho),
         "FLOPs spent, selection included": f"{card.flops:.4g} "
         f"({100 * card.flops_share:.1f} % of full fine-tuning)",
     }

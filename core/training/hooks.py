@@ -15,6 +15,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Literal
 
+from core.spec import Currency
+from core.training.rates import NOUNS, UNITS, Rates
+
 
 class Control(Enum):
     """The answer of the control callable, polled before every step."""
@@ -38,7 +41,7 @@ class StartRecord:
     steps_per_epoch: int
     n_parameters: int
     method: str
-    #: lowest feasible share of full fine-tuning's FLOPs for this model and data, 0..1
+    #: lowest feasible share of full fine-tuning's cost for this model and data, 0..1
     rho_min: float
     #: full fine-tuning's FLOPs for the mean step of this data, and its forward part
     full_step_flops: float
@@ -49,6 +52,24 @@ class StartRecord:
     probe: str = ""
     #: that the job is expected to take of the device, bytes; None: not estimated
     memory_estimate_bytes: int | None = None
+    #: prices of the currency that rho counts in, and full fine-tuning's mean optimiser step in
+    #: their unit; None: FLOPs
+    rates: Rates | None = None
+    full_step_cost: float | None = None
+
+    @property
+    def currency_note(self) -> str:
+        """What rho counts, to be added to a sentence; empty: FLOPs."""
+        if self.rates is None or self.full_step_cost is None:
+            return ""
+        unit = "s" if self.rates.unit == "seconds" else "J"
+        why = ""
+        if self.rates.currency != self.rates.unit:
+            why = " (power is only modelled here, so that energy goes with time)"
+        return (
+            f"; rho counts {self.rates.currency}{why}: full fine-tuning's step costs about "
+            f"{self.full_step_cost:.3g} {unit} here, measured in {self.rates.duration_s:.1f} s"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +78,7 @@ class SelectionRecord:
 
     step: int
     epoch: float
-    #: share asked for, and share that the chosen set costs on the mean step
+    #: share asked for, and share that the chosen set costs on the mean step, both in ``currency``
     rho: float
     rho_planned: float
     names: tuple[str, ...]
@@ -75,9 +96,20 @@ class SelectionRecord:
     n_steps: int | None = None
     #: ``importance`` per FLOP of the mean step; None: not measured
     drop_per_flop: float | None = None
-    #: predicted drop per FLOP of full fine-tuning over this set's; from 1 on, full fine-tuning for
-    #: fewer steps is the better use of the FLOPs; None: not measured, or not compared
+    #: predicted drop per unit of the currency of full fine-tuning over this set's; from 1 on, full
+    #: fine-tuning for fewer steps is the better use; None: not measured, or not compared
     full_ratio: float | None = None
+    #: what rho counts, and share of full fine-tuning's FLOPs that the mean step costs
+    currency: Currency = "flops"
+    flops_share_planned: float | None = None
+
+    @property
+    def shares(self) -> str:
+        """What the mean step costs, in words."""
+        planned = f"{self.rho_planned:.1%} of full fine-tuning's {NOUNS[self.currency]}"
+        if self.currency == "flops" or self.flops_share_planned is None:
+            return planned
+        return f"{planned}, {self.flops_share_planned:.1%} of its FLOPs"
 
     @property
     def verdict(self) -> str:
@@ -85,10 +117,13 @@ class SelectionRecord:
         if self.full_ratio is None or self.full_ratio < 1:
             return ""
         if self.rho >= 1:
-            return "; full fine-tuning for fewer steps is predicted to be the best use of its FLOPs"
+            return (
+                "; full fine-tuning for fewer steps is predicted to be the best use of its "
+                f"{NOUNS[self.currency]}"
+            )
         return (
             "; full fine-tuning for fewer steps is predicted to lower the loss "
-            f"{self.full_ratio:.2f} times as much per FLOP"
+            f"{self.full_ratio:.2f} times as much per {UNITS[self.currency]}"
         )
 
 

@@ -14,6 +14,7 @@ from core.training.methods import Method
 from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
 from core.training.pricing import StepPrices
+from core.training.rates import Meter
 from core.training.schedule import peak_learning_rate, schedule_factor
 from core.training.step import Batch
 from core.training_options import TrainingOptions
@@ -35,8 +36,9 @@ class FitJob:
 
     Attributes:
         validation: collated batches; empty: no validation.
-        rho: share of full fine-tuning's FLOPs to spend, asked at each selection with the number of
+        rho: share of full fine-tuning's cost to spend, asked at each selection with the number of
             steps done.
+        meter: of the currency that rho, selections and "efficient" count in; None: FLOPs.
         prices, profile: from `price_steps`, and the mean batch's.
         fingerprint: of the base model; a checkpoint of another is refused.
         importance: what the method ranks tensors by.
@@ -62,6 +64,7 @@ class FitJob:
     memory_estimate_bytes: int | None = None
     ask: Callable[[], EvaluationRecord] | None = None
     selections: frozenset[int] = frozenset()
+    meter: Meter | None = None
 
     @property
     def steps_per_epoch(self) -> int:

@@ -222,7 +222,7 @@ class LastK:
         rho_min = self._share(profile, 1, spared)
         raise RhoInfeasible(
             f"rho {rho:g} pays for no block: the last one alone costs {rho_min:.1%} of full "
-            "fine-tuning's FLOPs.",
+            "fine-tuning.",
             rho_min=rho_min,
         )
 

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import torch
 
-from core.errors import InvalidInput, ModelUnavailable, NanLoss
+from core.errors import NanLoss
+from core.training.budget import budget_of, in_flops, rate_share, require_feasible
 from core.training.checkpoint import (
     Checkpoint,
     TrainState,
     newest_checkpoint,
     prune_checkpoints,
     random_state,
+    require_continuable,
     restore_random_state,
     save_checkpoint,
 )
@@ -26,17 +28,17 @@ from core.training.hooks import (
     FitResult,
     Hook,
     Outcome,
-    StepRecord,
     ValidationRecord,
 )
 from core.training.horizon import choose
 from core.training.importance import needs_probes, rank_tensors
 from core.training.job import FitJob
+from core.training.measuring import measure_rates
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.probing import probe_batches
 from core.training.step import StepInputs, needs_mask
-from core.training.summary import fit_result, selection_record, start_record
+from core.training.summary import fit_result, selection_record, start_record, step_record
 
 
 @dataclass(slots=True)
@@ -75,6 +77,7 @@ class Run:
         self._step.recomputes = job.training.gradient_checkpointing
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
         self._price = job.prices.full
+        self._budget = budget_of(job, None)
         self._state = TrainState(fingerprint=job.fingerprint, precision=job.numerics.name)
         self._checkpointed_at: int | None = None
         self._checkpointed_s = time.monotonic()
@@ -133,8 +136,10 @@ class Run:
         self._model.train()
         if self._folder is not None and (checkpoint := newest_checkpoint(self._folder)):
             self._restore(checkpoint)
+        self._count()
         n_parameters = sum(parameter.numel() for parameter in self._parameters.values())
-        self._tell("on_start", start_record(self._job, self._state, n_parameters))
+        self._tell("on_start", start_record(self._job, self._state, self._budget, n_parameters))
+        require_feasible(self._job, self._budget, self._state.step)
         if self._job.validation and self._state.validated_at is None:
             self.validate()
         if self._job.ask is not None and self._state.first_scores is None:
@@ -145,24 +150,25 @@ class Run:
         started_s = time.perf_counter()
         spent_before = self._state.selection_flops
         found = choose(
-            self._job.course,
+            self._budget.course,
             self._job.method,
-            self._job.profile,
+            self._budget.profile,
             self._measure_importance,
             step=self._state.step,
             rho=self._job.rho(self._state.step),
         )
-        choice = found.choice
+        choice, point = found.choice, in_flops(self._job, found, self._state.step)
         measured_rate = self._learning_rate
         self._train_only(choice.names)
         if any(found.point.spared.flops):
             # the price counts on rows of this interval alone, as does a resumed run
             self._step.forget()
-        self._state.rho, self._state.rate_rho = choice.rho, choice.rate_rho
+        self._state.rho = choice.rho
+        self._state.rate_rho = rate_share(self._job, self._budget, choice)
         self._state.selected_at = self._state.step
         self._state.select_at = self._state.step + found.n_steps
         is_drop = self._job.importance == "importance"  # the other rankings are no loss drops
-        curve = self._job.method.quality(found.point) if is_drop else ()
+        curve = self._job.method.quality(point) if is_drop else ()
         importance = choice.importance
         if is_drop and importance is not None:
             # measured at the rate of before, spent at that of what is trained now
@@ -175,6 +181,7 @@ class Run:
                 self._job,
                 self._state,
                 found,
+                point,
                 importance=importance,
                 quality_curve=curve,
                 n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
@@ -227,7 +234,16 @@ class Run:
         duration_s = time.perf_counter() - done.started_s
         state.train_duration_s += duration_s
         self._pending = None
-        self._tell("on_step", self._step_record(done, learning_rate, norm, duration_s))
+        record = step_record(
+            self._job,
+            state,
+            loss=done.loss,
+            token_accuracy=done.token_accuracy,
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            duration_s=duration_s,
+        )
+        self._tell("on_step", record)
 
     def validate(self) -> None:
         started_s = time.perf_counter()
@@ -304,20 +320,21 @@ class Run:
 
     # ---- parts of the phases
 
+    def _count(self) -> None:
+        """In the job's currency from here on; its prices are measured once in a job's life."""
+        state, meter = self._state, self._job.meter
+        if meter is None:
+            state.rates = None
+        elif state.rates is None or state.rates.currency != meter.currency:
+            state.rates = measure_rates(self._job, self._step, self._parameters)
+            state.selection_flops += state.rates.flops
+            state.flops += state.rates.flops
+            state.train_duration_s += state.rates.duration_s
+        self._budget = budget_of(self._job, state.rates)
+
     def _restore(self, checkpoint: Checkpoint) -> None:
-        if checkpoint.state.fingerprint != self._job.fingerprint:
-            raise ModelUnavailable(
-                f"The checkpoint in {self._folder} continues another base model than the one that "
-                "was loaded; load that one, or start in an empty folder.",
-                param="model",
-            )
         precision = self._job.numerics.name
-        if checkpoint.state.precision not in ("auto", precision):
-            raise InvalidInput(
-                f"The checkpoint in {self._folder} was computed in {checkpoint.state.precision}, "
-                f"not in {precision}; ask for that precision, or start in an empty folder.",
-                param="green.training.precision",
-            )
+        require_continuable(checkpoint.state, self._job.fingerprint, precision)
         self._state = replace(checkpoint.state, precision=precision)
         with torch.no_grad():
             for name, weight in checkpoint.weights.items():
@@ -370,27 +387,6 @@ class Run:
             f"The {what} became {value} at step {self._state.step + 1} of "
             f"{self._job.total_steps}; a lower learning rate usually helps.",
             param="hyperparameters.learning_rate_multiplier",
-        )
-
-    def _step_record(
-        self, done: _Pending, learning_rate: float, norm: float, duration_s: float
-    ) -> StepRecord:
-        state = self._state
-        return StepRecord(
-            step=state.step,
-            total_steps=self._job.total_steps,
-            epoch=self.epoch,
-            loss=done.loss,
-            token_accuracy=done.token_accuracy,
-            learning_rate=learning_rate,
-            grad_norm=norm,
-            rho=state.rho,
-            flops=state.flops,
-            full_flops=state.full_flops,
-            selection_flops=state.selection_flops,
-            evaluation_flops=state.evaluation_flops,
-            tokens=state.tokens,
-            duration_s=duration_s,
         )
 
     def _tell(self, phase: str, record: object) -> None:

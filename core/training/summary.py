@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from core.training.budget import Budget, flops_share, sizes_of
 from core.training.checkpoint import TrainState
-from core.training.hooks import FitResult, Outcome, SelectionRecord, StartRecord
+from core.training.hooks import FitResult, Outcome, SelectionRecord, StartRecord, StepRecord
 from core.training.horizon import Horizon, lowest_rho
 from core.training.job import FitJob
+from core.training.methods import SelectionPoint
 from core.training.quality import QualityCurve
+from core.training.rates import Rates, step_cost
 
 
-def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartRecord:
+def start_record(job: FitJob, state: TrainState, budget: Budget, n_parameters: int) -> StartRecord:
     """``n_parameters``: that may be trained at all."""
     return StartRecord(
         step=state.step,
@@ -17,20 +20,29 @@ def start_record(job: FitJob, state: TrainState, n_parameters: int) -> StartReco
         steps_per_epoch=job.steps_per_epoch,
         n_parameters=n_parameters,
         method=job.method.name,
-        rho_min=lowest_rho(job.course, job.method, job.profile),
+        rho_min=lowest_rho(budget.course, job.method, budget.profile),
         full_step_flops=job.profile.full_flops,
         forward_step_flops=job.profile.forward_flops,
         device=str(job.model.device),
         precision=job.numerics.precision,
         probe=job.numerics.probe,
         memory_estimate_bytes=job.memory_estimate_bytes,
+        rates=budget.rates,
+        full_step_cost=None if budget.rates is None else _full_step_cost(job, budget.rates),
     )
+
+
+def _full_step_cost(job: FitJob, rates: Rates) -> float:
+    """Of an optimiser step, all its micro-batches."""
+    sizes, profile = sizes_of(job), job.profile
+    return sizes.micro_batches * step_cost(profile, rates, sizes, profile.trainable)
 
 
 def selection_record(
     job: FitJob,
     state: TrainState,
     found: Horizon,
+    point: SelectionPoint,
     *,
     importance: float | None,
     quality_curve: QualityCurve,
@@ -38,10 +50,11 @@ def selection_record(
     flops: float,
     duration_s: float,
 ) -> SelectionRecord:
-    """Args: as the record's; ``importance`` at the rate of what is trained."""
+    """Args: as the record's; ``point`` in FLOPs, ``importance`` at the rate of what is trained."""
     choice = found.choice
     is_drop = job.importance == "importance"  # the other rankings are no loss drops
-    mean_flops = choice.rho_planned * job.profile.full_flops
+    share = flops_share(point, choice.names)
+    mean_flops = share * job.profile.full_flops
     has_drop = is_drop and bool(importance) and mean_flops > 0
     return SelectionRecord(
         step=state.step,
@@ -57,6 +70,37 @@ def selection_record(
         n_steps=found.n_steps,
         drop_per_flop=importance / mean_flops if importance and has_drop else None,
         full_ratio=choice.full_ratio if is_drop else None,
+        currency="flops" if state.rates is None else state.rates.currency,
+        flops_share_planned=share,
+    )
+
+
+def step_record(
+    job: FitJob,
+    state: TrainState,
+    *,
+    loss: float,
+    token_accuracy: float,
+    learning_rate: float,
+    grad_norm: float,
+    duration_s: float,
+) -> StepRecord:
+    """Of the step that ``state`` just counted; arguments as the record's."""
+    return StepRecord(
+        step=state.step,
+        total_steps=job.total_steps,
+        epoch=state.step / job.steps_per_epoch,
+        loss=loss,
+        token_accuracy=token_accuracy,
+        learning_rate=learning_rate,
+        grad_norm=grad_norm,
+        rho=state.rho,
+        flops=state.flops,
+        full_flops=state.full_flops,
+        selection_flops=state.selection_flops,
+        evaluation_flops=state.evaluation_flops,
+        tokens=state.tokens,
+        duration_s=duration_s,
     )
 
 
