@@ -84,6 +84,9 @@ def run(
     validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "green",
     rho: Annotated[str, typer.Option(help="Share of full FLOPs, auto or efficient.")] = "auto",
+    currency: Annotated[
+        str, typer.Option(help="What rho is a share of: flops, seconds or joules.")
+    ] = "flops",
     k: Annotated[int | None, typer.Option(help="last_k: blocks; default: as rho allows.")] = None,
     lora_r: Annotated[int, typer.Option(help="lora, green_lora: rank.")] = 8,
     lora_alpha: Annotated[float, typer.Option(help="lora, green_lora: scale.")] = 32.0,
@@ -167,6 +170,7 @@ def run(
             ),
             importance=importance,  # type: ignore[arg-type]  checked by GreenOptions
             rho=_share(rho),
+            currency=currency,  # type: ignore[arg-type]  checked by GreenOptions
             zone=zone,
         ),
         task=_task(task, columns),
