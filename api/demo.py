@@ -20,8 +20,8 @@ from typing import Any
 
 from rich.console import Console
 
-from api.broker import private_folder
 from api.client import Client
+from api.home import private_folder
 from api.report import print_report
 from api.serve import READY
 from api.tether import tethered

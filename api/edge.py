@@ -5,37 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from api.client import Client
+from api.home import made_folder
 from core.errors import StartRefused
 from core.jobs.database import open_database
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from migrations import upgrade
 
 DEFAULT_URL = "http://127.0.0.1:8000"
-
-
-def read_settings(**given: Any) -> Settings:
-    """From the environment; ``given`` goes before it. Raises `StartRefused` naming a wrong one."""
-    try:
-        settings = Settings(**given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        name = "_".join(str(part) for part in problem["loc"][:1]).upper()
-        # the value itself is not shown: URLs carry passwords
-        raise StartRefused(f"GREENTUNE_{name} is wrong: {problem['msg']}.") from error
-    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})
 
 
 @contextmanager
 def own_database() -> Iterator[tuple[Session, Settings]]:
     """One transaction on the migrated database; the home is created if it is not there yet."""
     settings = read_settings()
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made_folder(settings.home)
     upgrade(settings.resolved_database_url)
     database = open_database(settings.resolved_database_url)
     try:

@@ -27,8 +27,11 @@ from pathlib import Path
 import uvicorn
 from rich.console import Console
 
-from api.broker import private_folder, running_broker
+from api.broker import running_broker
+from api.deps import Services
+from api.home import private_folder, reason_of
 from api.main import create_app
+from api.routes.health import OUTSIDE, missing_parts
 from api.tether import tethered
 from core.errors import StartRefused
 from core.jobs import keys
@@ -72,6 +75,10 @@ def serve(settings: Settings, console: Console, *, with_worker: bool) -> None:
         if with_worker:
             running.enter_context(running_worker(worker_environment(settings), console))
         _announce(settings, listener, console)
+        # an object store that is away is asked for half a minute; the API need not wait for that
+        threading.Thread(
+            target=_say_what_is_missing, args=(app.state.services, console), daemon=True
+        ).start()
         _run_api(app, listener)
 
 
@@ -93,7 +100,7 @@ def prepare_home(home: Path, *, min_free_bytes: int) -> Path:
         free = shutil.disk_usage(home).free
     except OSError as error:
         raise StartRefused(
-            f"The state folder {home} cannot be written ({_reason(error)}); free its disk, mend "
+            f"The state folder {home} cannot be written ({reason_of(error)}); free its disk, mend "
             "its permissions, or set GREENTUNE_HOME to another folder."
         ) from error
     if free < min_free_bytes:
@@ -141,7 +148,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         listener = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
         raise StartRefused(
-            f"Cannot listen on {host}:{port} ({_reason(error)}); stop what uses the port, or "
+            f"Cannot listen on {host}:{port} ({reason_of(error)}); stop what uses the port, or "
             "choose another with --port."
         ) from error
     with listener:
@@ -270,11 +277,12 @@ def _announce(settings: Settings, listener: socket.socket, console: Console) -> 
         console.print(f"  first API key  {key}  (shown this once)", markup=False, soft_wrap=True)
 
 
+def _say_what_is_missing(held: Services, console: Console) -> None:
+    """Others may come later: no reason to refuse a start, but jobs will wait until then."""
+    for problem, reason in missing_parts(held, OUTSIDE).items():
+        sentence = f"Jobs cannot run yet: {problem} ({reason.rstrip('.')})."
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
 def _exit_on_sigterm(*_: object) -> None:
     raise SystemExit(0)
-
-
-def _reason(error: OSError) -> str:
-    """The system's own words, without the address that Python adds; None of it for look-ups."""
-    known = error.errno is not None and error.errno > 0
-    return os.strerror(error.errno or 0) if known else str(error.strerror)

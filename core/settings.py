@@ -11,16 +11,32 @@ import hashlib
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any
-from urllib.parse import quote
+from typing import Annotated, Any, Self
+from urllib.parse import quote, urlsplit
 
-from pydantic import AwareDatetime, Field, SecretStr, field_validator
+from pydantic import (
+    AwareDatetime,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from core.errors import StartRefused
 
 # The kernel's limit on a unix socket's path is 108 bytes with the closing NUL on Linux, 104 on
 # macOS; the smaller one holds everywhere.
 SOCKET_PATH_MAX_BYTES = 103
-DATABASE_PREFIXES = ("sqlite:///", "postgresql://", "postgres://", "postgresql+psycopg://")
+# what each URL may begin with
+PREFIXES = {
+    "database_url": ("sqlite:///", "postgresql://", "postgres://", "postgresql+psycopg://"),
+    "broker_url": ("redis://", "rediss://", "redis+socket:///"),
+    "objects_url": ("file://", "s3://"),
+    "s3_endpoint": ("http://", "https://"),
+}
 
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -68,7 +84,7 @@ class Settings(BaseSettings):
     #: so long a provider's last value stands in when it is away; then the zone's yearly average
     carbon_staleness_s: float = Field(default=10_800.0, ge=0)
     #: power usage effectiveness of the building: total energy over computing energy
-    pue: float = Field(default=1.0, ge=1.0)
+    pue: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     #: the hardware's own footprint (making, transport, disposal) over the hours that it is expected
     #: to serve; M of the SCI. None: not known, counted as 0 and said so
     embodied_g_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
@@ -98,12 +114,37 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("database_url")
+    @field_validator("models")
     @classmethod
-    def _known_database(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(DATABASE_PREFIXES):
-            raise ValueError(f"must begin with one of {', '.join(DATABASE_PREFIXES)}")
+    def _some_model(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(entry.partition("=")[0] for entry in value) or not value:
+            raise ValueError("must name a model, or several with commas between them")
         return value
+
+    @field_validator(*PREFIXES)
+    @classmethod
+    def _known_place(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        prefixes = PREFIXES[str(info.field_name)]
+        if not value.startswith(prefixes):
+            raise ValueError(f"must begin with one of {', '.join(prefixes)}")
+        # SQLAlchemy reads the database's URL by rules of its own
+        if info.field_name != "database_url":
+            try:
+                _ = urlsplit(value).port
+            except ValueError as error:
+                raise ValueError("its host or port cannot be read") from error
+        return value
+
+    @model_validator(mode="after")
+    def _heartbeats_keep_the_lease(self) -> Self:
+        if self.heartbeat_s >= self.lease_s:
+            raise ValueError(
+                "GREENTUNE_LEASE_S must be longer than GREENTUNE_HEARTBEAT_S (several times is "
+                "best), or a worker that is well loses its job"
+            )
+        return self
 
     @property
     def resolved_database_url(self) -> str:
@@ -153,3 +194,23 @@ class Settings(BaseSettings):
         """Model id -> local folder, or None where the id itself is loaded."""
         pairs = (entry.partition("=") for entry in self.models)
         return {name: folder or None for name, _, folder in pairs}
+
+
+def read_settings(**given: Any) -> Settings:
+    """From the environment; ``given`` goes before it.
+
+    Raises:
+        StartRefused: one is wrong; names it without its value, because URLs carry passwords.
+    """
+    try:
+        settings = Settings(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        rule = problem["msg"].removeprefix("Value error, ")
+        rule = rule[:1].lower() + rule[1:]
+        if not problem["loc"]:
+            raise StartRefused(f"{rule[:1].upper()}{rule[1:]}.") from error
+        name = str(problem["loc"][0])
+        where = f"--{name}" if name in given else f"GREENTUNE_{name.upper()}"
+        raise StartRefused(f"{where} is wrong: {rule}.") from error
+    return settings.model_copy(update={"home": settings.home.expanduser().absolute()})

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.exc import OperationalError
+from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
 
-from core.errors import Unavailable
+from core.errors import StartRefused, Unavailable
+from core.jobs.database import is_outage
 
 
 def config(url: str) -> Config:
@@ -29,13 +32,27 @@ def upgrade(url: str, revision: str = "head") -> None:
     Safe to call from several processes at once: they take turns.
 
     Raises:
-        Unavailable: the database cannot be reached, or its tables stay locked.
+        InvalidInput: ``url`` cannot be read.
+        StartRefused: a later version of this program has changed the schema.
+        Unavailable: the database cannot be reached or is none, or its tables stay locked.
     """
     try:
         command.upgrade(config(url), revision)
-    except OperationalError as error:
+    except CommandError as error:
+        if not isinstance(error.__cause__, ResolutionError):
+            raise
+        raise StartRefused(
+            "The database's schema is that of a later greentune; install that version, or point "
+            "GREENTUNE_HOME or GREENTUNE_DATABASE_URL to another database."
+        ) from error
+    except DBAPIError as error:
+        if not is_outage(error):
+            raise
+        reason = " ".join(str(error.orig).split()).rstrip(".?")
         raise Unavailable(
-            f"The database cannot be migrated now: {error.orig}", code="database_unavailable"
+            f"The database cannot be used now ({reason}); see that it runs and that "
+            "GREENTUNE_DATABASE_URL is right.",
+            code="database_unavailable",
         ) from error
 
 

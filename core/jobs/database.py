@@ -15,7 +15,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event, func, make_url, select
 from sqlalchemy import create_engine as sqlalchemy_create_engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -88,8 +94,18 @@ def open_database(url: str, *, pool_size: int = 10) -> Database:
 
 
 def create_engine(url: str, *, pool_size: int = 10) -> Engine:
-    """The engine behind `open_database`; the migrations need it bare."""
-    backend = make_url(url).get_backend_name()
+    """The engine behind `open_database`; the migrations need it bare.
+
+    Raises:
+        InvalidInput: the URL cannot be read, or names another kind of database.
+    """
+    try:
+        backend = make_url(url).get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        # without the URL: it carries a password
+        raise InvalidInput(
+            "The database URL cannot be read; write postgresql://user:password@host:port/name."
+        ) from error
     if backend == "postgresql":
         connect_args = _postgres_arguments()
     elif backend == "sqlite":
@@ -161,14 +177,14 @@ def _named_errors() -> Iterator[None]:
     try:
         yield
     except (DBAPIError, PoolTimeoutError) as error:
-        if not _is_outage(error):
+        if not is_outage(error):
             raise
         raise Unavailable(
             "The database is not available at the moment; try again.", code="database_unavailable"
         ) from error
 
 
-def _is_outage(error: DBAPIError | PoolTimeoutError) -> bool:
+def is_outage(error: DBAPIError | PoolTimeoutError) -> bool:
     """Down, overloaded, locked or full, as opposed to a wrong statement."""
     if isinstance(error, PoolTimeoutError) or error.connection_invalidated:
         return True

@@ -59,6 +59,10 @@ def test_refusals_and_a_clean_end(server: Server, home: Path, tmp_path: Path) ->
     assert f"127.0.0.1:{port}" in one_sentence(taken)
     bad = run_greentune("serve", environment={**other, "GREENTUNE_PORT": "x"})
     assert "GREENTUNE_PORT" in one_sentence(bad)
+    nowhere = {**other, "GREENTUNE_HOME": "/dev/null/home"}
+    for command in (["keys", "create", "me"], ["migrate"], ["demo", "--folder", "/dev/null/home"]):
+        refused = run_greentune(*command, environment=nowhere)
+        assert "/dev/null/home cannot be made (Not a directory)" in one_sentence(refused)
     assert not processes_of(tmp_path / "other")
 
     assert home.stat().st_mode & 0o777 == 0o700
@@ -134,6 +138,20 @@ def test_full_disk(tmp_path: Path) -> None:
     (tmp_path / "home" / "tmp").symlink_to("/dev/full")
     done = run_greentune("serve", environment=environment_of(tmp_path / "home"))
     assert "cannot be written" in one_sentence(done)
+
+
+def test_what_is_away_at_the_start_is_said(tmp_path: Path) -> None:
+    """It may come later: the API starts, but nobody is left to wonder why jobs wait."""
+    (tmp_path / "file").touch()
+    away = environment_of(
+        tmp_path / "home",
+        broker_url="redis://127.0.0.1:1/0",
+        objects_url=(tmp_path / "file" / "objects").as_uri(),
+    )
+    with Server(away, "--no-worker") as running:
+        said = running.wait_for_line("Jobs cannot run yet: the object store does not take writes (")
+        assert "Not a directory" in said
+        running.wait_for_line("Jobs cannot run yet: the message broker does not answer")
 
 
 def test_listens_on_ipv6(tmp_path: Path) -> None:

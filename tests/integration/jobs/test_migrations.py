@@ -15,7 +15,7 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.orm import Session
 
 import migrations
-from core.errors import Unavailable
+from core.errors import InvalidInput, StartRefused, Unavailable
 from core.jobs.database import create_engine
 from core.jobs.tables import Base, Job
 
@@ -88,6 +88,35 @@ def test_the_check_would_notice(database_url):
     engine.dispose()
     with pytest.raises(Exception, match="surplus"):
         command.check(migrations.config(database_url))
+
+
+def test_a_later_schema_is_refused_and_left_alone(database_url):
+    migrations.upgrade(database_url)
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StartRefused, match="schema is that of a later greentune; install"):
+        migrations.upgrade(database_url)
+    with engine.connect() as connection:
+        kept = connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one()
+    engine.dispose()
+    assert kept == "9999"
+
+
+def test_what_is_no_database_is_refused_in_one_sentence(tmp_path: Path):
+    (tmp_path / "text.db").write_text("this is no database, whatever its name says")
+    refused = {
+        f"sqlite:///{tmp_path / 'text.db'}": (Unavailable, r"\(file is not a database\); see that"),
+        f"sqlite:///{tmp_path / 'no' / 'x.db'}": (Unavailable, r"\(unable to open database file\)"),
+        "postgresql+psycopg://u:hush@127.0.0.1:1/x": (Unavailable, "Connection refused"),
+        "postgresql+psycopg://u:hush@::::///": (InvalidInput, "cannot be read; write postgresql"),
+        "postgresql+psycopg//x": (InvalidInput, "cannot be read; write postgresql"),
+    }
+    for url, (kind, words) in refused.items():
+        with pytest.raises(kind, match=words) as raised:
+            migrations.upgrade(url)
+        assert "\n" not in raised.value.message
+        assert "hush" not in raised.value.message
 
 
 def test_many_may_migrate_at_once(database_url):

@@ -1,0 +1,67 @@
+"""Settings: a wrong one is refused by its name, never by its value, before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.errors import StartRefused
+from core.settings import Settings, read_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("DATABASE_URL", "nonsense", "must begin with one of sqlite:///, postgresql://"),
+        ("BROKER_URL", "nonsense", "must begin with one of redis://"),
+        ("BROKER_URL", "amqp://host//", "must begin with one of redis://"),
+        ("BROKER_URL", "redis://secret:hush@host:x/0", "its host or port cannot be read"),
+        ("OBJECTS_URL", "nonsense", "must begin with one of file://, s3://"),
+        ("S3_ENDPOINT", "host:8333", "must begin with one of http://"),
+        ("MODELS", ",", "must name a model"),
+        ("MODELS", "=/folder", "must name a model"),
+        ("PUE", "inf", "finite number"),
+        ("PORT", "x", "valid integer"),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, rule: str
+) -> None:
+    monkeypatch.setenv(f"GREENTUNE_{name}", value)
+    with pytest.raises(StartRefused) as refused:
+        read_settings()
+    assert refused.value.message.startswith(f"GREENTUNE_{name} is wrong: ")
+    assert rule in refused.value.message
+    assert refused.value.message.endswith(".")
+    assert "Value error" not in refused.value.message
+    assert "hush" not in refused.value.message
+
+
+def test_an_option_is_named_as_it_was_given() -> None:
+    with pytest.raises(StartRefused, match=r"^--port is wrong: "):
+        read_settings(port=99_999)
+
+
+def test_heartbeats_must_keep_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREENTUNE_LEASE_S", "9")
+    with pytest.raises(StartRefused, match=r"^GREENTUNE_LEASE_S must be longer than GREENTUNE_H"):
+        read_settings(heartbeat_s=9.0)
+
+
+def test_what_is_right_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GREENTUNE_HOME", "state")
+    # SQLAlchemy reads this; the rules of other URLs would stumble over the password
+    monkeypatch.setenv("GREENTUNE_DATABASE_URL", "postgres://user:pass/word@host/name")
+    monkeypatch.setenv("GREENTUNE_BROKER_URL", "redis+socket:///run/broker%20one.sock")
+    monkeypatch.setenv("GREENTUNE_OBJECTS_URL", "s3://bucket/prefix")
+    settings = read_settings()
+    assert settings.home == tmp_path / "state"
+    assert settings.resolved_database_url == "postgresql+psycopg://user:pass/word@host/name"
+    assert settings.resolved_broker_url == "redis+socket:///run/broker%20one.sock"
+    assert settings.resolved_objects_url == "s3://bucket/prefix"
+
+
+def test_the_defaults_are_right() -> None:
+    assert Settings(home=Path("/h")).model_folders
