@@ -30,6 +30,7 @@ def merged(metadata: dict[str, str], green: dict[str, Any] | None = None) -> Gre
         ("rho", "auto", {"rho": "auto"}),
         ("rho", "efficient", {"rho": "efficient"}),
         ("rho", "null", {}),
+        ("currency", "seconds", {"currency": "seconds"}),
         ("zone", "FR", {"zone": "FR"}),
         ("zone", "7", {"zone": "7"}),
         ("schedule", "green", {"schedule": "green"}),

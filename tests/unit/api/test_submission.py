@@ -80,6 +80,13 @@ def test_auto_without_a_zone_is_refused() -> None:
         ),
         ({"green": {"rho": 0}}, "invalid_value", "green.rho"),
         ({"green": {"rho": 1.01}}, "invalid_value", "green.rho"),
+        ({"green": {"currency": "euros"}}, "invalid_value", "green.currency"),
+        ({"green": {"currency": "joules", "method": "lora"}}, "invalid_value", "green.currency"),
+        (
+            {"green": {"currency": "seconds", "carbon_budget_g": 5}},
+            "invalid_value",
+            "green.currency",
+        ),
         ({"green": {"training": {"loss_on": "user"}}}, "invalid_value", "green.training.loss_on"),
         ({"green": {"training": {"max_steps": 0}}}, "invalid_value", "green.training.max_steps"),
         ({"integrations": [{"type": "wandb"}]}, "unsupported_integration", "integrations"),
@@ -208,6 +215,8 @@ def test_feasible_rho_passes() -> None:
     check_rho(spec(green={"rho": 0.42}), profiled_minimum=0.42)
     check_rho(spec("FR"), profiled_minimum=0.42)
     check_rho(spec(green={"method": "full"}), profiled_minimum=0.42)
+    # what a step costs in seconds is measured before training, not known here
+    check_rho(spec(green={"rho": 0.05, "currency": "seconds"}), profiled_minimum=0.42)
 
 
 @given(

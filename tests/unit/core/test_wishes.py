@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidInput
-from core.spec import GreenOptions, JobSpec
+from core.spec import GreenOptions, JobSpec, MethodOptions
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 moments = st.datetimes(
@@ -40,6 +40,33 @@ def test_a_spec_survives_json(
 def test_a_spec_from_before_there_were_wishes_is_read() -> None:
     old = {"model": "m", "training_file": "f", "green": {"method": "green", "rho": 0.5}}
     assert not JobSpec.from_dict(old).green.is_planned
+    assert JobSpec.from_dict(old).green.currency == "flops"
+
+
+def test_rho_counts_another_currency_where_it_decides_and_nothing_is_planned() -> None:
+    for options in ({}, {"rho": "efficient"}, {"rho": 0.5, "method": "last_k"}):
+        green = GreenOptions(currency="seconds", **options)
+        spec = JobSpec(model="m", training_file="f", green=green)
+        assert JobSpec.from_json(spec.to_json()).green.currency == "seconds"
+    others: list[dict[str, Any]] = [
+        {"method": "full"},
+        {"method": "lora"},
+        {"method": "green_lora"},
+        {"method": "last_k", "options": MethodOptions(k=2)},
+    ]
+    for options in others:
+        with pytest.raises(InvalidInput, match="leave it out") as refused:
+            GreenOptions(currency="joules", **options)
+        assert refused.value.param == "green.currency"
+    plans: list[dict[str, Any]] = [
+        {"schedule": "green"},
+        {"deadline": NOON},
+        {"earliest_start": NOON},
+        {"energy_budget_wh": 1.0},
+    ]
+    for options in plans:
+        with pytest.raises(InvalidInput, match="A carbon plan counts rho in FLOPs"):
+            GreenOptions(currency="seconds", **options)
 
 
 @pytest.mark.parametrize(
