@@ -38,6 +38,12 @@ logger = logging.getLogger(__name__)
 
 _NO_RETRY = {"x-should-retry": "false"}
 _MAX_SHOWN_INPUT = 120
+#: what Python's parser raises besides its own error -> what is wrong with the body
+_UNREADABLE: dict[type[BaseException | None], str] = {
+    UnicodeDecodeError: "The request body is not valid JSON: it is not UTF-8.",
+    RecursionError: "The request body is not valid JSON: it is nested too deeply.",
+    ValueError: "The request body is not valid JSON: a number has too many digits.",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +136,8 @@ async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
         return response_for(error.__cause__)
     code = _CODES_BY_STATUS.get(HTTPStatus(error.status_code), "invalid_value")
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
-    body = error_body(str(error.detail), kind=kind, code=code)
+    message = _UNREADABLE.get(type(error.__cause__), str(error.detail))
+    body = error_body(message, kind=kind, code=code)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
@@ -157,6 +164,10 @@ def invalid_input(problem: Mapping[str, Any], body: Any) -> InvalidInput:
             return UnknownParameter(f"Unknown parameter: {name}.", param=param)
         case "json_invalid":
             return InvalidInput(f"The request body is not valid JSON: {problem['ctx']['error']}.")
+    if isinstance(body, bytes):
+        return InvalidInput(
+            "The request body is JSON: send the header content-type: application/json."
+        )
     code = "invalid_hyperparameter" if "hyperparameters" in (param or "") else None
     rule = problem["msg"][:1].lower() + problem["msg"][1:]
     shown = repr(problem.get("input"))

@@ -20,6 +20,8 @@ from api.deps import AnyCaller
 from core.jobs import service
 from core.jobs.service.idempotency import IDEMPOTENCY_TTL_S, RETRY_TTL_S
 
+_MAX_COUNT_DIGITS = 6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idempotency:
@@ -85,7 +87,8 @@ def idempotency(request: Request, caller: AnyCaller) -> Idempotency:
         api_key_id=caller.key_id,
         route=f"{request.method} {request.url.path}",
         key=request.headers.get("idempotency-key"),
-        retry_count=int(count) if count.isdecimal() else None,
+        # thousands of digits would not convert, and come from no client that retries
+        retry_count=int(count) if count.isdecimal() and len(count) <= _MAX_COUNT_DIGITS else None,
     )
 
 

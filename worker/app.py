@@ -28,7 +28,7 @@ from core.jobs import store
 from core.jobs.database import Database, now, open_database
 from core.jobs.records import Claim
 from core.jobs.signal_texts import SignalTexts
-from core.settings import Settings
+from core.settings import Settings, read_settings
 from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, SWEEP
 from worker import tasks
 from worker.revision import revise
@@ -119,7 +119,7 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
         beat: also ask for sweeps (idempotent: any number of workers may).
     """
     _log_to_stderr()
-    settings = Settings()
+    settings = read_settings()
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     database = open_database(settings.resolved_database_url)
     slots = slots or settings.worker_slots
@@ -204,12 +204,12 @@ def _listen(app: Celery, name: str, *, beat: bool) -> int:
 def beat() -> None:
     """Only ask for sweeps: for deployments that run the clock on its own."""
     _log_to_stderr()
-    make_app(Settings()).Beat(scheduler_cls=BEAT_SCHEDULER, quiet=True).run()
+    make_app(read_settings()).Beat(scheduler_cls=BEAT_SCHEDULER, quiet=True).run()
 
 
 def is_present(within_s: float = 30.0) -> bool:
     """Whether a worker on this host has reported to the database lately: a container's health."""
-    database = open_database(Settings().resolved_database_url)
+    database = open_database(read_settings().resolved_database_url)
     try:
         with database.read() as session:
             workers = store.live_workers(session, now=now(session), within_s=within_s)
@@ -242,6 +242,3 @@ def _log_to_stderr() -> None:
     # a line for every sweep, several times a minute, would bury what happens to jobs
     for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # three lines for every sweep otherwise
-    for chatty in ("celery.app.trace", "celery.beat", "celery.worker.strategy"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -70,7 +70,7 @@ def test_idempotency_key_on_files(client: openai.OpenAI, chat_lines: Lines, app:
 def test_a_clients_own_retry_is_recognised(
     http: TestClient, client: openai.OpenAI, file_id: str
 ) -> None:
-    def post(retry_count: int | None) -> str:
+    def post(retry_count: int | str | None) -> str:
         headers = {"authorization": f"Bearer {client.api_key}"}
         if retry_count is not None:
             headers["x-stainless-retry-count"] = str(retry_count)
@@ -86,7 +86,9 @@ def test_a_clients_own_retry_is_recognised(
     assert second != first
     assert post(1) == second
     assert post(None) not in (first, second)
-    assert count_jobs(client) == 3
+    for odd in ("9" * 5000, "-1", "one"):  # what is no count says nothing
+        assert post(odd) not in (first, second)
+    assert count_jobs(client) == 6
 
 
 def test_a_storm_of_retries_makes_one_job(

@@ -281,6 +281,30 @@ def test_bodies_that_are_no_request(http: TestClient, body: bytes) -> None:
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        # what curl -d sends unless told otherwise
+        (b"{}", "application/x-www-form-urlencoded", "content-type: application/json"),
+        (b"{}", "text/plain", "content-type: application/json"),
+        (b'{"model": "\xff"}', "application/json", "not UTF-8"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "application/json", "too many digits"),
+        (b"[" * 100_000 + b"]" * 100_000, "application/json", "nested too deeply"),
+    ],
+    ids=["form", "text", "encoding", "digits", "depth"],
+)
+def test_bodies_that_cannot_be_read_say_why(body: bytes, kind: str, words: str) -> None:
+    app = FastAPI()
+    errors.install(app)
+
+    @app.post("/")
+    def create(request: CreateJob) -> None: ...
+
+    answer = TestClient(app).post("/", content=body, headers={"content-type": kind})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
 def test_every_optional_field_may_be_null(http: TestClient) -> None:
     optional = [name for name, field in CreateJob.model_fields.items() if not field.is_required()]
     answer = http.post("/v1/fine_tuning/jobs", json={**MINIMAL, **dict.fromkeys(optional)})
