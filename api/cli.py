@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from api.edge import own_database, print_columns, server
-from api.estimate_table import moment_of, print_estimate, tokens_of
+from api.estimate_table import moment_of, print_estimate, save_estimate, tokens_of
 from api.home import made_folder
 from api.report_command import report
 from api.watch import describe, number, watch
@@ -248,6 +248,9 @@ def estimate(
     start: Annotated[list[float] | None, typer.Option(help="Hours from now; repeatable.")] = None,
     zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
     deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Save a page with the Pareto picture.", dir_okay=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Energy, grams, finish and quality of a job for several rho and starts. Uploads nothing."""
@@ -262,6 +265,8 @@ def estimate(
     }
     with server() as client:
         document = client.post("/v1/green/estimate", body)
+    if html is not None:
+        save_estimate(document, html, model=model)
     if as_json:
         print(json.dumps(document, indent=1))
     else:

@@ -1,4 +1,4 @@
-"""An estimate in the terminal, and moments as people type them."""
+"""An estimate in the terminal and as a page, and moments as people type them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.watch import duration
+from core.carbon.estimate_page import to_html
 from core.errors import InvalidInput
 from core.spec import BYTES_PER_TOKEN
 
@@ -45,7 +46,7 @@ def tokens_of(file: Path) -> int:
 
 def print_estimate(document: dict[str, Any], console: Console) -> None:
     """One line per option; those that nothing else beats are marked."""
-    basis, full = document["basis"], document["full_now"]
+    full = document["full_now"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "RHO", "START", "FINISH", "TRAINING", "Wh", "gCO2e", "OF FULL NOW", "QUALITY"):
         table.add_column(name, justify="left" if name in ("", "START", "FINISH") else "right")
@@ -68,6 +69,26 @@ def print_estimate(document: dict[str, Any], console: Console) -> None:
         f"{full['energy_wh']:.4g} Wh, {full['co2e_g']:.4g} gCO2e, {duration(full['duration_s'])}.",
         markup=False,
     )
+    console.print(
+        f"{basis_of(document)} green: the planner's own hours, pauses included.", markup=False
+    )
+
+
+def save_estimate(document: dict[str, Any], target: Path, *, model: str) -> None:
+    """The Pareto picture as a page that opens offline.
+
+    Raises:
+        InvalidInput: ``target`` cannot be written.
+    """
+    try:
+        target.write_text(to_html(document, model=model, words=basis_of(document)), "utf-8")
+    except OSError as error:
+        raise InvalidInput(f"{target} cannot be written: {error.strerror}.") from error
+
+
+def basis_of(document: dict[str, Any]) -> str:
+    """What an estimate rests on, in a sentence."""
+    basis = document["basis"]
     said = "assumed: no job has measured this model here yet"
     if basis["hardware"] is not None:
         said = f"measured on {basis['hardware']}"
@@ -75,10 +96,9 @@ def print_estimate(document: dict[str, Any], console: Console) -> None:
     expected = "assumed from rho alone"
     if quality["basis"] != "assumed":
         expected = f"as {quality['n_selections']} selections of the latest job on it measured"
-    console.print(
+    return (
         f"{basis['n_tokens']} tokens x {basis['n_epochs']} epochs in {document['zone']}; costs "
-        f"{said}; quality {expected}. green: the planner's own hours, pauses included.",
-        markup=False,
+        f"{said}; quality {expected}."
     )
 
 

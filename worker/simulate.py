@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from core.carbon.page import plotly_js
+from core.carbon.schedule import Floats
+from core.carbon.sheet import Figure, document
 from core.carbon.simulate import Fleet, Outcome, simulate
 from core.carbon.trace import filled, read_traces
 
@@ -53,8 +56,8 @@ def summary(outcomes: Sequence[Outcome], fleet: Fleet) -> dict[str, Any]:
         "slack_h": fleet.slack_h,
         "rho": None if fleet.policy == "budget" else fleet.rho,
         "noise": fleet.noise,
-        "mean_ratio": fmean(o.ratio for o in outcomes),
-        "mean_clairvoyant_ratio": fmean(o.clairvoyant_ratio for o in outcomes),
+        "mean_ratio": _mean(o.ratio for o in outcomes),
+        "mean_clairvoyant_ratio": _mean(o.clairvoyant_ratio for o in outcomes),
         "zones": [_figures(o) for o in outcomes],
     }
 
@@ -66,14 +69,28 @@ def _figures(outcome: Outcome) -> dict[str, Any]:
         "jobs": len(outcome.emissions_g_B),
         "run_now_g": float(outcome.run_now_g_B.mean()),
         "emissions_g": float(outcome.emissions_g_B.mean()),
-        "ratio": outcome.ratio,
-        "clairvoyant_ratio": outcome.clairvoyant_ratio,
-        "regret": outcome.regret,
+        "ratio": _known(outcome.ratio),
+        "clairvoyant_ratio": _known(outcome.clairvoyant_ratio),
+        "regret": _known(outcome.regret),
         "mean_rho": float(outcome.rho_B.mean()),
         "mean_starts": float(outcome.starts_B.mean()),
         "missed_deadlines": int(outcome.missed_B.sum()),
         "over_budget_share": outcome.over_budget() if has_budget else None,
     }
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _known(value: float) -> float | None:
+    """None, as JSON has it, where a grid that is free of carbon leaves nothing to compare with."""
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    known = [value for value in values if math.isfinite(value)]
+    return fmean(known) if known else None
 
 
 def _title(fleet: Fleet) -> str:
@@ -94,9 +111,9 @@ def _table(outcomes: Sequence[Outcome], fleet: Fleet) -> Table:
     for line in summary(outcomes, fleet)["zones"]:
         cells = [
             line["zone"],
-            f"{line['ratio']:.3f}",
-            f"{line['clairvoyant_ratio']:.3f}",
-            f"{line['regret']:+.1%}",
+            _shown(line["ratio"], ".3f"),
+            _shown(line["clairvoyant_ratio"], ".3f"),
+            _shown(line["regret"], "+.1%"),
             f"{line['mean_rho']:.3f}",
             f"{line['mean_starts']:.2f}",
             str(line["missed_deadlines"]),
@@ -106,41 +123,46 @@ def _table(outcomes: Sequence[Outcome], fleet: Fleet) -> Table:
         table.add_row(*cells)
     total = summary(outcomes, fleet)
     table.add_section()
-    table.add_row("mean", f"{total['mean_ratio']:.3f}", f"{total['mean_clairvoyant_ratio']:.3f}")
+    means = (total["mean_ratio"], total["mean_clairvoyant_ratio"])
+    table.add_row("mean", *(_shown(mean, ".3f") for mean in means))
     return table
 
 
 def to_html(outcomes: Sequence[Outcome], fleet: Fleet) -> str:
     """A page that opens offline: bars per zone, and how single jobs scatter."""
-    zones = [o.zone for o in outcomes]
+    known = [o for o in outcomes if o.run_now_g_B.any()]
+    zones = [o.zone for o in known]
     bars = {
         "data": [
             {"type": "bar", "name": name, "x": zones, "y": values}
             for name, values in (
                 ("run now, full", [1.0] * len(zones)),
-                (fleet.policy, [o.ratio for o in outcomes]),
-                ("future known", [o.clairvoyant_ratio for o in outcomes]),
+                (fleet.policy, [o.ratio for o in known]),
+                ("future known", [o.clairvoyant_ratio for o in known]),
             )
         ],
-        "layout": {"title": {"text": "mean emissions / run-now full fine-tuning"}},
+        "layout": {"yaxis": {"title": {"text": "emissions / run-now full fine-tuning"}}},
     }
     boxes = {
         "data": [
             {
                 "type": "box",
                 "name": o.zone,
-                "y": [round(float(v), 4) for v in (o.emissions_g_B / o.run_now_g_B)[::24]],
+                "y": [round(float(v), 4) for v in _single(o)[::24]],
                 "boxpoints": False,
             }
-            for o in outcomes
+            for o in known
         ],
-        "layout": {"title": {"text": "single jobs (one a day) / run-now full fine-tuning"}},
+        "layout": {"yaxis": {"title": {"text": "emissions / run-now full fine-tuning"}}},
     }
-    figures = json.dumps([bars, boxes], allow_nan=False).replace("<", "\\u003c")
-    return (
-        "<!doctype html><meta charset=utf-8><title>greentune simulate</title>"
-        "<body style='font-family:system-ui,sans-serif;max-width:60rem;margin:2rem auto'>"
-        f"<h1>Simulated year</h1><p>{_title(fleet)}</p><div id=c0></div><div id=c1></div>"
-        f"<script>{plotly_js()}</script><script>{figures}.forEach((f,i)=>"
-        "Plotly.newPlot('c'+i,f.data,f.layout,{responsive:true,displaylogo:false}))</script>"
-    )
+    charts: list[Figure] = [
+        ("Mean emissions of each zone", bars),
+        ("Single jobs, one a day", boxes),
+    ]
+    return document("Simulated year", _title(fleet), [], charts)
+
+
+def _single(outcome: Outcome) -> Floats:
+    """Of jobs whose run-now grams are above 0."""
+    dirty_B = outcome.run_now_g_B > 0
+    return np.asarray(outcome.emissions_g_B[dirty_B] / outcome.run_now_g_B[dirty_B])

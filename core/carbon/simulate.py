@@ -117,12 +117,16 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        """Mean emissions over mean emissions of run-now full fine-tuning."""
-        return float(self.emissions_g_B.sum() / self.run_now_g_B.sum())
+        """Mean emissions over mean emissions of run-now full fine-tuning; NaN where that is 0 g."""
+        return self._over_run_now(self.emissions_g_B)
 
     @property
     def clairvoyant_ratio(self) -> float:
-        return float(self.clairvoyant_g_B.sum() / self.run_now_g_B.sum())
+        return self._over_run_now(self.clairvoyant_g_B)
+
+    def _over_run_now(self, grams_B: Floats) -> float:
+        run_now_g = float(self.run_now_g_B.sum())
+        return float(grams_B.sum()) / run_now_g if run_now_g > 0 else float("nan")
 
     @property
     def regret(self) -> float:

@@ -195,10 +195,15 @@ def read_traces(path: Path) -> dict[str, Trace]:
     rows: dict[str, dict[datetime, float]] = {}
     named: dict[str, list[str]] = {}
     for file in files:
-        for zone, moment, value in _rows_of(file, rows):
-            rows.setdefault(zone, {})[moment] = value
-            if file.name not in named.setdefault(zone, []):
-                named[zone].append(file.name)
+        try:
+            for zone, moment, value in _rows_of(file, rows):
+                rows.setdefault(zone, {})[moment] = value
+                if file.name not in named.setdefault(zone, []):
+                    named[zone].append(file.name)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InvalidInput(f"{file.name} is no CSV file in UTF-8: {error}.") from error
+    if not rows:
+        raise InvalidInput(f"No trace at {path}: no file there has a row below its header.")
     return {zone: _on_grid(zone, found, tuple(named[zone])) for zone, found in rows.items()}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from api.estimate_table import moment_of, print_estimate
+from api.estimate_table import moment_of, print_estimate, save_estimate
 from core.errors import InvalidInput
 
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
@@ -68,3 +69,31 @@ def test_the_table_marks_what_nothing_beats_and_says_what_is_assumed() -> None:
     assert not lines[2].startswith("*")
     assert "100 Wh, 8 gCO2e" in lines[3]
     assert "assumed" in lines[4]
+
+
+def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    document = {
+        "made_at": "2026-03-02T06:00:00+00:00",
+        "zone": "FR",
+        "kind": "average",
+        "source": "test",
+        "left_out": 0,
+        "options": [],
+        "full_now": {
+            "co2e_g": 8.0,
+            "energy_wh": 100.0,
+            "duration_s": 60.0,
+            "quality": 1.0,
+            "finish": "2026-03-02T07:00:00+00:00",
+        },
+        "basis": {
+            "hardware": None,
+            "n_tokens": 1000,
+            "n_epochs": 3,
+            "quality": {"basis": "assumed", "n_selections": 0},
+        },
+    }
+    save_estimate(document, tmp_path / "a.html", model="tiny")
+    assert "Plotly" in (tmp_path / "a.html").read_text()
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        save_estimate(document, tmp_path / "no" / "a.html", model="tiny")

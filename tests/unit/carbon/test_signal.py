@@ -174,6 +174,12 @@ def test_a_foreign_header_and_an_empty_folder_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("time,co2\n1,2\n")
     with pytest.raises(InvalidInput, match="columns must be"):
         open_signal("trace", tmp_path)
+    (tmp_path / "a.csv").write_text("zone,timestamp_utc,gco2eq_per_kwh\n\n")
+    with pytest.raises(InvalidInput, match="no file there has a row"):
+        open_signal("trace", tmp_path)
+    (tmp_path / "a.csv").write_bytes("zone,timestamp_utc,gco2eq_per_kwh\nDE".encode("utf-16"))
+    with pytest.raises(InvalidInput, match=r"a\.csv is no CSV file in UTF-8"):
+        open_signal("trace", tmp_path)
     with pytest.raises(InvalidInput, match="known: static, trace, electricity_maps"):
         open_signal("magic")
 

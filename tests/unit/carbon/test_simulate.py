@@ -1,5 +1,6 @@
 """The simulator: equal to the planner job by job, and to hand counts."""
 
+import json
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,6 +11,7 @@ from core.carbon.planner import Infeasible, Ledger, StepCost, Wish, Work, plan
 from core.carbon.simulate import Fleet, _Weather, simulate
 from core.errors import InvalidInput
 from core.units import JOULES_PER_KWH, emissions_g
+from worker.simulate import summary, to_html
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -131,3 +133,15 @@ def test_nonsense_is_refused(options):
 def test_a_trace_shorter_than_the_slack_is_refused():
     with pytest.raises(InvalidInput, match="shorter"):
         simulate("XX", [1.0] * 10, 1.0, Fleet())
+
+
+def test_a_grid_that_is_free_of_carbon_leaves_nothing_to_compare_with():
+    free = simulate("NO", [0.0] * 48, 1.0, Fleet(policy="suspend", hours=2, slack_h=12))
+    dirty = simulate("XX", year(48), 1.0, Fleet(policy="suspend", hours=2, slack_h=12))
+    told = summary([free, dirty], Fleet())
+    assert [line["ratio"] is None for line in told["zones"]] == [True, False]
+    assert told["mean_ratio"] == told["zones"][1]["ratio"]
+    json.dumps(told, allow_nan=False)
+    page = to_html([free, dirty], Fleet())
+    assert "Plotly" in page
+    assert "NaN" not in page[page.rindex("<script>") :]
