@@ -7,7 +7,7 @@ beats in all three at once drawn full and joined where two axes suffice to say s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from html import escape
 from typing import Any
 
@@ -26,6 +26,10 @@ _LAYOUT: dict[str, Any] = {
     "plot_bgcolor": "rgba(0,0,0,0)",
     "hovermode": "closest",
 }
+
+_QUARTER = timedelta(minutes=15)
+#: of the work, between a green option's finish and the deadline to ask for it with
+_ROOM = 0.1
 
 Option = Mapping[str, Any]
 
@@ -200,7 +204,7 @@ def _axis(name: str) -> dict[str, Any]:
     titles = {
         "hours": "finish, hours from now",
         "co2e_g": "g CO2e, PUE included",
-        "quality": "expected quality, share of full fine-tuning",
+        "quality": "expected quality (full: 1)",
     }
     mode = "tozero" if name != "quality" else "normal"
     return _AXIS | {"title": {"text": titles[name]}, "rangemode": mode}
@@ -219,9 +223,17 @@ def _said(option: Option, made_at: datetime) -> str:
 def _flags(option: Option) -> str:
     """Of ``greentune submit``."""
     flags = f"--rho {option['rho']:g}"
-    if option["schedule"] == "green":
-        return f"{flags} --schedule green --deadline {option['finish']}"
-    return f"{flags} --earliest-start {option['start']}"
+    if option["schedule"] != "green":
+        return f"{flags} --earliest-start {_minute(datetime.fromisoformat(option['start']))}"
+    # plans keep the time of a start and of slower steps in hand
+    room = timedelta(seconds=_ROOM * option["duration_s"]) + _QUARTER
+    late = datetime.fromisoformat(option["finish"]) + room
+    quarter = datetime.fromtimestamp(late.timestamp() // _QUARTER.seconds * _QUARTER.seconds, UTC)
+    return f"{flags} --schedule green --deadline {_minute(quarter)}"
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%MZ}"
 
 
 def _hours(moment: str, since: datetime) -> float:

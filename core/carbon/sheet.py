@@ -29,7 +29,7 @@ h2{font-size:1.1rem;margin:2.25rem 0 .5rem}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
 td,th{padding:.32rem .7rem .32rem 0;text-align:left;border-bottom:1px solid #dfe8e2}
 th{color:#56665c;font-weight:600}
-.n{text-align:right;font-variant-numeric:tabular-nums}
+.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 summary{cursor:pointer;color:#0b6e4f;padding:.4rem 0}
 li{color:#46554c;margin:.2rem 0}
 @media print{.chart{break-inside:avoid}details{display:none}}

@@ -1,6 +1,7 @@
 """The Pareto picture: it opens offline, shows every option once, and marks the front."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
 
@@ -9,7 +10,7 @@ import pytest
 from core.carbon.estimate import estimate
 from core.carbon.estimate_page import to_html
 from core.carbon.intensity import Intensity
-from core.carbon.planner import StepCost, Work
+from core.carbon.planner import StepCost, Wish, Work, plan
 
 NOW = datetime(2026, 3, 2, 6, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -24,11 +25,12 @@ FORECAST = [
     for hour in range(48)
 ]
 COST = StepCost.proportional(full_s_per_step=3600.0, full_j_per_step=3.6e6)
+WORK = Work(steps=4, cost=COST, rho_min=0.3)
 
 
 @pytest.fixture
 def document():
-    told = estimate(Work(steps=4, cost=COST, rho_min=0.3), FORECAST, NOW).to_dict()
+    told = estimate(WORK, FORECAST, NOW).to_dict()
     told["options"] = [{**o, "is_pareto": o["on_front"]} for o in told["options"]]
     return told
 
@@ -77,7 +79,14 @@ def test_it_is_one_file_of_well_formed_html_that_asks_for_nothing(document):
 def test_the_table_says_how_to_ask_for_an_option(document):
     page = to_html(document, model="tiny", words="none")
     greenest = min(document["options"], key=lambda o: o["co2e_g"])
-    assert f"--rho 0.35 --schedule green --deadline {greenest['finish']}" in page
+    (flags,) = re.findall(r"--rho 0\.35 --schedule green --deadline (\S+Z)", page)
+    room = datetime.fromisoformat(flags) - datetime.fromisoformat(greenest["finish"])
+    # a tenth of the work, and what is left of the quarter of an hour
+    assert timedelta(0) <= room - 0.1 * timedelta(seconds=greenest["duration_s"]) <= HOUR / 4
+    wish = Wish(rho=0.35, deadline=datetime.fromisoformat(flags))
+    again = plan(wish, WORK, FORECAST, NOW)
+    assert again.emissions_g == pytest.approx(greenest["co2e_g"], rel=1e-3)
+    assert "--rho 0.35 --earliest-start 2026-03-02T06:00Z" in page
 
 
 def test_nothing_fits(document):
