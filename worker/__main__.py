@@ -333,9 +333,16 @@ def train_child(
     from worker.child import end_with_parent
 
     end_with_parent()
-    from worker.runner import main
+    from core.settings import Settings
+    from worker.metering import early_meter
 
-    sys.exit(main(job, fence, shares_host=shares_host))
+    meter = early_meter(Settings(), shares_host=shares_host)
+    try:
+        from worker.runner import main
+
+        sys.exit(main(job, fence, shares_host=shares_host, meter=meter))
+    finally:
+        meter.stop()
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
@@ -63,11 +62,12 @@ from worker.world import World, open_world
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def main(job_id: str, fence: int, *, shares_host: bool) -> ChildExit:
+def main(job_id: str, fence: int, *, shares_host: bool, meter: EnergyMeter) -> ChildExit:
     """Carry out one claim; call `worker.child.end_with_parent` first.
 
     Args:
         shares_host: other trainings run on this host at the same time.
+        meter: counting since the process began (`worker.metering`).
     """
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     world = open_world(Settings(), shares_host=shares_host)
@@ -81,7 +81,7 @@ def main(job_id: str, fence: int, *, shares_host: bool) -> ChildExit:
             fence=fence,
             patience_s=world.patience_s,
         ) as reporter:
-            Training(claim, world, reporter).run()
+            Training(claim, world, reporter, meter).run()
     except LeaseLost:
         return ChildExit.LEASE_LOST
     except Unavailable:
@@ -90,9 +90,18 @@ def main(job_id: str, fence: int, *, shares_host: bool) -> ChildExit:
 
 
 class Training:
-    """One claim, from its files to its ending."""
+    """One claim, from its files to its ending.
 
-    def __init__(self, claim: Claim, world: World, reporter: Reporter) -> None:
+    Args:
+        meter: that counts already; None: one of its own, from `run` on.
+    """
+
+    def __init__(
+        self, claim: Claim, world: World, reporter: Reporter, meter: EnergyMeter | None = None
+    ) -> None:
+        self._meter = meter or EnergyMeter(
+            interval_s=world.meter_interval_s, attribution=world.attribution
+        )
         self._claim = claim
         self._world = world
         self._reporter = reporter
@@ -127,7 +136,7 @@ class Training:
         self._reporter.finish(ending)
 
     def _metered(self) -> Ending | Trained:
-        """Energy counts from the first byte on, whatever the work comes to."""
+        """Energy counts from the process's start on, whatever the work comes to."""
         log = EnergyLog(
             self._reporter,
             self._scribe,
@@ -136,12 +145,8 @@ class Training:
             zone=self._zone,
             attribution=self._world.attribution,
         )
-        meter = EnergyMeter(
-            log.take,
-            log.warn,
-            interval_s=self._world.meter_interval_s,
-            attribution=self._world.attribution,
-        )
+        meter = self._meter
+        meter.receive(log.take, log.warn)
         name = f"{self._claim.job_id}-{self._claim.fence}"
         with meter:
             try:
@@ -158,7 +163,7 @@ class Training:
     def _work(self, scratch: Path, meter: EnergyMeter, log: EnergyLog) -> Trained:
         """Train, with smaller micro-batches if memory does not suffice, and store the result."""
         spec = self._claim.spec
-        overheads = OverheadHook(log.take_overhead, since=datetime.now(UTC))
+        overheads = OverheadHook(log.take_overhead, since=meter.started_at)
         is_started = False
         while True:
             prepared = self._prepare(spec, scratch)

@@ -18,6 +18,7 @@ from core.jobs.signal_texts import SignalTexts
 from core.objects.opening import open_store
 from core.objects.store import ObjectStore
 from core.settings import Settings
+from worker.metering import attribution_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,7 @@ def open_world(settings: Settings, *, shares_host: bool) -> World:
         pue=settings.pue,
         embodied_g_per_hour=settings.embodied_g_per_hour,
         meter_interval_s=settings.meter_interval_s,
-        # two trainings that both charged the whole machine would count its energy twice
-        attribution="process" if shares_host else "machine",
+        attribution=attribution_of(shares_host=shares_host),
         models=settings.model_folders,
         limits=DataLimits(
             min_examples=settings.min_examples, max_line_bytes=settings.max_line_bytes

@@ -36,6 +36,17 @@ def uncovered(rows: Sequence[MeteredRow], attempts: Sequence[AttemptRow]) -> tup
     )
 
 
+def missing_s(gaps: Iterable[MeterGap]) -> float:
+    """Seconds that lie in at least one of them."""
+    total, until = timedelta(0), None
+    for gap in sorted(gaps, key=lambda g: g.started_at):
+        begin = gap.started_at if until is None else max(gap.started_at, until)
+        if gap.ended_at > begin:
+            total += gap.ended_at - begin
+            until = gap.ended_at
+    return total.total_seconds()
+
+
 def _holes(
     rows: Iterable[MeteredRow], attempt: AttemptRow
 ) -> Iterable[tuple[datetime, datetime, str]]:

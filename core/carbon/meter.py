@@ -34,6 +34,10 @@ _POLL_S = 1.0
 _PATIENCE_S = 10.0
 
 
+OnSamples = Callable[[tuple[EnergySample, ...]], None]
+OnWarning = Callable[[str], None]
+
+
 class _ProcessShare:
     """This process's part of all CPU work of the machine since the last call, 0..1."""
 
@@ -66,7 +70,7 @@ class EnergyMeter:
 
     Args:
         on_samples: gets each batch, called on the meter's thread; a batch that it refuses by
-            raising is offered again with the next one.
+            raising is offered again with the next one. None: nobody yet, see `receive`.
         on_warning: gets one sentence per trouble, once until it clears; called on the same thread.
         interval_s: seconds between batches, above 0.
         attribution: see `Attribution`; NVIDIA cards are always metered whole.
@@ -76,8 +80,8 @@ class EnergyMeter:
 
     def __init__(
         self,
-        on_samples: Callable[[tuple[EnergySample, ...]], None],
-        on_warning: Callable[[str], None],
+        on_samples: OnSamples | None = None,
+        on_warning: OnWarning | None = None,
         *,
         interval_s: float = 5.0,
         attribution: Attribution = "machine",
@@ -91,6 +95,7 @@ class EnergyMeter:
         self._sources = sources if sources is not None else _default(attribution, gpu_uuids)
         self._opened: list[_Opened] = []
         self._unsent: list[EnergySample] = []
+        self._untold: list[str] = []
         self._refused = False
         self._gaps: list[MeterGap] = []
         self._asked: queue.Queue[tuple[Literal["read", "stop"], threading.Event]] = queue.Queue()
@@ -103,10 +108,23 @@ class EnergyMeter:
     def gaps(self) -> tuple[MeterGap, ...]:
         return tuple(self._gaps)
 
+    @property
+    def started_at(self) -> datetime:
+        """Aware UTC; when `start` was called."""
+        return self._anchor
+
+    def receive(self, on_samples: OnSamples, on_warning: OnWarning) -> None:
+        """From now on; what was metered or went wrong before comes first. A process can so be
+        metered before it has loaded what it needs to store anything.
+        """
+        self._on_samples, self._on_warning = on_samples, on_warning
+
     def start(self) -> None:
         """Returns when the sources are counting (about a second), or after ten whatever happens:
-        what follows is metered from its first joule.
+        what follows is metered from its first joule. A meter that runs stays as it is.
         """
+        if self._thread.ident is not None:
+            return
         self._anchor, self._anchor_s = datetime.now(UTC), time.monotonic()
         self._thread.start()
         self._ready.wait(_PATIENCE_S)
@@ -210,7 +228,10 @@ class EnergyMeter:
         opened.failing = True
 
     def _hand_over(self) -> None:
-        if not self._unsent:
+        untold, self._untold = self._untold, []
+        for sentence in untold:
+            self._warn(sentence)
+        if not self._unsent or self._on_samples is None:
             return
         try:
             self._on_samples(tuple(self._unsent))
@@ -240,6 +261,9 @@ class EnergyMeter:
         )
 
     def _warn(self, sentence: str) -> None:
+        if self._on_warning is None:
+            self._untold.append(sentence)
+            return
         with suppress(Exception):  # nobody is left to tell
             self._on_warning(sentence)
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from core.carbon.account import EmissionsReport, Sum, row_emissions_g
+from core.carbon.coverage import missing_s
 from core.carbon.energy import MeteredRow
 from core.units import joules_to_kwh, joules_to_wh
 
@@ -372,8 +373,8 @@ def _notes(report: EmissionsReport) -> list[str]:
         )
     if report.gaps:
         notes.append(
-            "Some time of the attempts was not metered (unaccounted.gaps); energy used in it is "
-            "missing."
+            f"{missing_s(report.gaps):.1f} s of the attempts' time were not metered "
+            "(unaccounted.gaps); energy used in them is missing."
         )
     if report.measured_share < 1:
         notes.append(f"{1 - report.measured_share:.0%} of the energy is estimated, not measured.")

@@ -18,7 +18,7 @@ from core.carbon.account import (
 )
 from core.carbon.baseline import baseline, calibrated_effort, modelled_effort
 from core.carbon.compose import JobFacts, compose
-from core.carbon.coverage import uncovered
+from core.carbon.coverage import missing_s, uncovered
 from core.carbon.energy import EnergySample, MeteredEnergy, attribute
 from core.carbon.evidence import Evidence
 from core.carbon.intensity import Intensity
@@ -367,6 +367,9 @@ def test_holes_in_the_record():
         (at(61 * minute), at(62 * minute), ("cpu", "ram"), "after the last sample"),
         (at(70 * minute), at(71 * minute), ("cpu", "ram"), "no samples"),
     ]
+    # 1 s, 60 s, 60 s and 60 s; what two devices lack at once counts once
+    gaps = uncovered(rows, attempts)
+    assert missing_s([*gaps, *gaps]) == pytest.approx(181.0)
     assert uncovered(rows[:1], [Attempt(number=1, worker="w", started_at=at(0))])[0].devices == (
         "cpu",
     )

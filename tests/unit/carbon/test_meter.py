@@ -93,6 +93,27 @@ def test_batches_come_by_themselves():
         assert arrived.wait(5)
 
 
+def test_what_was_metered_before_anybody_received_comes_first():
+    log, source = Log(), Fake("cpu")
+    broken = Fake("gpu")
+    broken.trouble = [OSError("no driver")]
+    meter = EnergyMeter(interval_s=3600.0, sources=[broken, source])
+    meter.start()
+    begun_at = meter.started_at
+    meter.sample()
+    meter.sample()
+    assert (log.samples, log.warnings) == ([], [])
+    meter.receive(log.take, log.warnings.append)
+    with meter:  # runs already, and goes on
+        meter.sample()
+        assert len(log.samples) == 3
+        assert log.warnings == ["Fake cannot be read: OSError: no driver."]
+    assert len(log.samples) == 4
+    assert meter.started_at == begun_at <= log.samples[0].started_at
+    assert all(a.ended_at == b.started_at for a, b in pairwise(log.samples))
+    assert meter.gaps == ()
+
+
 def test_measured_beats_estimated_per_device():
     log = Log()
     with metered(log, Fake("cpu"), Fake("cpu", "ram", method="estimate")) as meter:
