@@ -119,9 +119,7 @@ class LossStep:
         if self._keeps_mask and n_tokens < mask.numel():
             model_inputs["attention_mask"] = mask
         if self._is_encoder_decoder:
-            model_inputs["decoder_input_ids"] = self.model.prepare_decoder_input_ids_from_labels(
-                labels=labels
-            )
+            model_inputs["decoder_input_ids"] = _decoder_inputs(self.model, labels)
             predicted_BT = labels
             n_tokens += int((labels != IGNORED).sum())
         else:
@@ -174,6 +172,28 @@ class LossStep:
             loss_sum=F.cross_entropy(logits_NV, inputs.targets_N, reduction="sum"),
             n_correct=(logits_NV.detach().argmax(-1) == inputs.targets_N).sum(),
         )
+
+
+def _decoder_inputs(model: Any, labels_BU: torch.Tensor) -> torch.Tensor:
+    """The labels one place to the right, as the model itself shifts them.
+
+    Raises:
+        ModelUnsupported: the model does not say what its decoder starts from.
+    """
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        shifted: torch.Tensor = own(labels=labels_BU)
+        return shifted
+    # M2M100 (NLLB) and others shift in their forward alone, all in this way
+    first, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    if first is None or padding is None:
+        raise ModelUnsupported(
+            f"{type(model).__name__}'s config has no decoder_start_token_id or pad_token_id, so "
+            "that its decoder's input is not known; set both in config.json.",
+            param="model",
+        )
+    shifted = F.pad(labels_BU[:, :-1], (1, 0), value=first)
+    return shifted.masked_fill(shifted == IGNORED, padding)
 
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

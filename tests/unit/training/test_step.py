@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from core.errors import ModelUnsupported
 from core.training.step import LossStep, first_samples, needs_mask
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, padded_batch, tiny_model
 
@@ -12,10 +13,10 @@ def _reference_loss(model, batch):
     return model(**batch).loss
 
 
-@pytest.mark.parametrize("kind", [*CAUSAL, *PAIRS])
+@pytest.mark.parametrize("kind", [*CAUSAL, *PAIRS, "m2m100"])
 def test_loss_and_gradients_equal_hugging_faces(kind):
     model = tiny_model(kind)
-    batch = padded_batch(is_pair=kind in PAIRS)
+    batch = padded_batch(is_pair=model.config.is_encoder_decoder)
     model.zero_grad()
     reference = _reference_loss(model, batch)
     reference.backward()
@@ -31,6 +32,13 @@ def test_loss_and_gradients_equal_hugging_faces(kind):
     for name, gradient in expected.items():
         found = dict(model.named_parameters())[name].grad
         torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_decoder_without_a_start_token_is_refused_by_name():
+    model = tiny_model("m2m100")
+    model.config.decoder_start_token_id = None
+    with pytest.raises(ModelUnsupported, match="decoder_start_token_id"):
+        LossStep(model).inputs(padded_batch(is_pair=True))
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
