@@ -17,7 +17,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from api.edge import own_database, print_columns, server
+from api.client import Client
+from api.edge import own_database, print_columns, saying, server
 from api.estimate_table import moment_of, print_estimate, save_estimate, tokens_of
 from api.home import made_folder
 from api.report_command import report
@@ -233,7 +234,7 @@ def submit(
         )
         print(job["id"], flush=True)
         if follow:
-            _finish(watch(err, client.follow(job["id"])))
+            _follow(client, job["id"], err)
 
 
 @app.command()
@@ -301,7 +302,7 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20, as_json: Jso
 def watch_job(job_id: Annotated[str, typer.Argument(metavar="JOB")]) -> None:
     """Follow a job to its end; exit status 0 only if it succeeded."""
     with server() as client:
-        _finish(watch(out, client.follow(job_id)))
+        _follow(client, job_id, out)
 
 
 app.command()(report)
@@ -343,6 +344,12 @@ def _number(option: str, text: str) -> float:
         raise InvalidInput(
             f'{option} must be a number, "auto" or "efficient"; got {text!r}.'
         ) from None
+
+
+def _follow(client: Client, job_id: str, console: Console) -> None:
+    with saying(err, f"The job goes on; `greentune watch {job_id}` follows it again."):
+        job = watch(console, client.follow(job_id))
+    _finish(job)
 
 
 def _finish(job: dict[str, Any]) -> None:

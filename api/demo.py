@@ -21,9 +21,10 @@ from typing import Any
 from rich.console import Console
 
 from api.client import Client
+from api.edge import saying
 from api.home import private_folder
 from api.report import print_report
-from api.serve import READY
+from api.serve import READY, STOPPING
 from api.tether import tethered
 from api.watch import number, watch
 from core.errors import GreentuneError, StartRefused, Unavailable
@@ -55,6 +56,11 @@ def run_demo(
         GreentuneError: the job did not succeed.
     """
     home = private_folder(folder.expanduser().absolute())
+    with saying(console, f"Stopped; nothing runs on, and the state is kept in {home}."):
+        _run(home, rho=rho, zone=zone, keep_serving=keep_serving, console=console)
+
+
+def _run(home: Path, *, rho: float, zone: str | None, keep_serving: bool, console: Console) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     environment["GREENTUNE_HOME"] = str(home)
     settings = Settings(home=home)
@@ -68,7 +74,11 @@ def run_demo(
     upgrade(settings.resolved_database_url)
     with closing_database(settings) as database:
         key = _new_key(database, settings)
-        with serving(home, environment) as url, closing(Client(url, key)) as client:
+        with (
+            serving(home, environment) as url,
+            saying(console, STOPPING),
+            closing(Client(url, key)) as client,
+        ):
             _say(console, f"greentune serves at {url} (log: {home / 'serve.log'})")
             wait_until_ready(client)
             job = _train(client, home / "data", rho=rho, zone=zone, console=console)
@@ -237,7 +247,7 @@ def _model_folder(database: Database, settings: Settings, job: Mapping[str, Any]
 def _worker(arguments: list[str], environment: Mapping[str, str]) -> str:
     """Run ``python -m worker ...`` and return what it prints."""
     done = subprocess.run(  # noqa: S603  our own worker
-        [sys.executable, "-m", "worker", *arguments],
+        tethered([sys.executable, "-m", "worker", *arguments]),
         env=dict(environment),
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from rich.console import Console
 from sqlalchemy.orm import Session
 
 from api.client import Client
@@ -43,6 +44,16 @@ def server() -> Iterator[Client]:
         )
     with closing(Client(os.environ.get("GREENTUNE_URL") or DEFAULT_URL, key)) as client:
         yield client
+
+
+@contextmanager
+def saying(console: Console, sentence: str) -> Iterator[None]:
+    """Say ``sentence`` when Ctrl-C or SIGTERM ends the block, before what is around it ends too."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+        raise
 
 
 def print_columns(rows: Sequence[tuple[str, ...]]) -> None:

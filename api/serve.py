@@ -29,6 +29,7 @@ from rich.console import Console
 
 from api.broker import running_broker
 from api.deps import Services
+from api.edge import saying
 from api.home import private_folder, reason_of
 from api.main import create_app
 from api.routes.health import OUTSIDE, missing_parts
@@ -41,6 +42,7 @@ from migrations import upgrade
 
 #: what the line that names the URL begins with, for whoever started us
 READY = "greentune is ready at "
+STOPPING = "Stopping: a running job is checkpointed first; Ctrl-C again stops at once."
 # Below this, SQLite, the broker's log and a small model's checkpoint do not fit.
 MIN_FREE_BYTES = 256 * 1024**2
 # Longer than the worker's own grace for a checkpoint; then it is killed.
@@ -61,7 +63,8 @@ def serve(settings: Settings, console: Console, *, with_worker: bool) -> None:
         KeyboardInterrupt, SystemExit: Ctrl-C, SIGTERM.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
-    with ExitStack() as running:
+    stopped = f"Stopped; nothing runs on, and the state is kept in {settings.home}."
+    with saying(console, stopped), ExitStack() as running:
         home = prepare_home(settings.home, min_free_bytes=MIN_FREE_BYTES)
         running.enter_context(locked(home))
         listener = running.enter_context(listening(settings.host, settings.port))
@@ -79,7 +82,8 @@ def serve(settings: Settings, console: Console, *, with_worker: bool) -> None:
         threading.Thread(
             target=_say_what_is_missing, args=(app.state.services, console), daemon=True
         ).start()
-        _run_api(app, listener)
+        with saying(console, STOPPING):
+            _run_api(app, listener)
 
 
 def prepare_home(home: Path, *, min_free_bytes: int) -> Path:

@@ -68,6 +68,10 @@ def test_refusals_and_a_clean_end(server: Server, home: Path, tmp_path: Path) ->
     assert server.stop(signal.SIGINT) == 130
     wait_until_gone(home, timeout_s=1)
     assert not any("Traceback" in line for line in server.lines), "".join(server.lines)
+    said = [line for line in server.lines if line.startswith("Stop")]
+    assert len(said) == 2
+    assert "Ctrl-C again" in said[0]
+    assert str(home) in said[1]
     stored = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
     assert key.encode() not in stored
 
