@@ -31,7 +31,6 @@ from core.spec import METHODS
 from core.units import SECONDS_PER_HOUR
 from migrations import upgrade
 
-EXIT_INTERRUPTED = 130
 #: commands of ``python -m worker``
 HANDED_OVER = {
     "worker": "Join as a worker: claim jobs and train them.",
@@ -61,8 +60,6 @@ def main() -> None:
     except GreentuneError as error:
         err.print(error.message, markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
 
 
 @app.command()

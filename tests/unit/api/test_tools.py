@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
 
 def test_unusable_home_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StartRefused, match="cannot be written"):
+    with pytest.raises(StartRefused, match="cannot be made"):
         prepare_home(tmp_path / "file" / "home", min_free_bytes=0)
 
 
@@ -141,3 +143,16 @@ def test_broker_socket_is_short_and_stable(tmp_path: Path) -> None:
     assert len(os.fsencode(long.broker_socket)) <= SOCKET_PATH_MAX_BYTES
     assert long.broker_socket == Settings(home=long.home).broker_socket
     assert long.broker_socket != Settings(home=long.home / "b").broker_socket
+
+
+def test_ctrl_c_is_quiet_while_modules_are_loaded(tmp_path: Path) -> None:
+    # stands in for the library that is being loaded when the signal comes
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    done = subprocess.run(
+        [sys.executable, "-m", "api", "version"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
