@@ -9,6 +9,7 @@ why a value stands in is part of its source.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -28,6 +29,8 @@ from core.carbon.providers.port import Provider
 from core.carbon.slot_cache import Known, MemoryStore, TextStore, merged
 from core.carbon.static import StaticSignal
 from core.errors import InvalidInput, SignalUnavailable
+
+logger = logging.getLogger(__name__)
 
 #: regions of WattTime begin with the market's name
 _MARKETS = {
@@ -190,7 +193,7 @@ class LiveSignal:
             # another process was faster by a hair: its answer is ours
             return Known.from_text(self._store.load(key))
         try:
-            fresh = self._accepted(ask(), area)
+            fresh = self._accepted(self._answer(ask), area)
         except (InvalidInput, SignalUnavailable) as error:
             if isinstance(error, InvalidInput) and not known.slots:
                 # an unknown zone is the caller's matter, each time
@@ -206,6 +209,20 @@ class LiveSignal:
         self._local[key] = known
         self._store.save(key, known.to_text())
         return known
+
+    def _answer(self, ask: Callable[[], tuple[Intensity, ...]]) -> tuple[Intensity, ...]:
+        """What the provider tells. Its words may break an adapter in a way that nobody foresaw:
+        that is the provider's outage too, and no reason for a training to end.
+        """
+        try:
+            return ask()
+        except (InvalidInput, SignalUnavailable):
+            raise
+        except Exception as error:
+            logger.exception("%s: an answer broke its adapter", self._name)
+            raise SignalUnavailable(
+                f"{self._name} told what cannot be read ({type(error).__name__})."
+            ) from error
 
     def _in_time(self, request: Callable[[], Known], *, otherwise: Known) -> Known:
         """Its answer; ``otherwise`` where that takes too long: it then goes on in a thread."""

@@ -67,8 +67,9 @@ class ElectricityMaps:
         self, rows: list[dict[str, Any]], zone: str, *, is_forecast: bool = False
     ) -> tuple[Intensity, ...]:
         where = self._at("forecast" if is_forecast else "value")
-        factors = {row.get("emissionFactorType") for row in rows} - {None}
-        factor: Factor = "direct" if factors == {"direct"} else "lifecycle"
+        factors = [row["emissionFactorType"] for row in rows if row.get("emissionFactorType")]
+        is_direct = bool(factors) and all(told == "direct" for told in factors)
+        factor: Factor = "direct" if is_direct else "lifecycle"
         points = [
             (
                 moment_of(row.get("datetime"), where),

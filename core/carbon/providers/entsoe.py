@@ -100,6 +100,8 @@ _STEPS = {
     "PT1H": timedelta(hours=1),
 }
 _RECENT = timedelta(hours=12)
+#: what one request may ask for
+_LONGEST = timedelta(days=366)
 #: fuels report with different delays; a slot counts once those that report at all have reported
 _DELAY = timedelta(hours=6)
 
@@ -235,6 +237,8 @@ def _period(fuel: str, period: ET.Element) -> _Period:
     step = _STEPS.get(_text(period, "resolution") or "")
     if step is None:
         raise SignalUnavailable(f"ENTSO-E told resolution {_text(period, 'resolution')!r}.")
+    if not begin < end <= begin + _LONGEST:
+        raise SignalUnavailable(f"ENTSO-E told a period from {begin:%F %R} to {end:%F %R}.")
     told: dict[int, float] = {}
     for point in _children(period, "Point"):
         try:

@@ -88,6 +88,8 @@ def test_entsoe_waits_for_fuels_that_report_late(server, waits):
         (document(series("B04", {1: "NaN"})), 200, "nan"),
         (document(series("B04", {"x": 1})), 200, "without position"),
         (document(series("B04", {1: 1}, step="P1D")), 200, "resolution 'P1D'"),
+        (document(series("B04", {1: 1}, slots=-1)), 200, "a period from"),
+        (document(series("B04", {1: 1}, slots=4 * 24 * 400)), 200, "a period from"),
         (document(), 200, "no complete mix"),
         (acknowledgement("No matching data found for Data item"), 200, "no complete mix"),
         (acknowledgement("Invalid query attributes"), 400, "Invalid query attributes"),

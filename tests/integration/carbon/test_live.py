@@ -175,6 +175,35 @@ def test_an_asker_that_died_is_not_waited_for_for_long(server, waits):
     assert signal.at("DE", clock.now).value_g_per_kwh == 300
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"datetime": "9999-12-31T23:59:00Z"},
+        {"emissionFactorType": ["direct"]},
+        {"emissionFactorType": {"a": 1}},
+        {"carbonIntensity": 10**400},
+        {"carbonIntensity": {"value": 3}},
+        {"datetime": {"$date": 1}},
+        {"isEstimated": ["yes"]},
+    ],
+)
+def test_no_answer_however_odd_gets_out_of_the_signal(server, waits, change):
+    rows = [{**LATEST, **change}]
+    server.answer("/carbon-intensity/history", {"zone": "DE", "history": rows})
+    server.answer("/carbon-intensity/latest", {**LATEST, **change})
+    server.answer("/carbon-intensity/forecast", {"zone": "DE", "forecast": rows})
+    signal = live(server, waits, Clock(NOW), [])
+    assert signal.at("DE", NOW).value_g_per_kwh > 0
+    assert signal.forecast("DE", NOW, NOW + HOUR)[-1].until == NOW + HOUR
+
+
+def test_a_base_url_that_is_none_is_an_outage(waits):
+    provider = ElectricityMaps(Fetcher("Electricity Maps", "http://[::1", sleep=waits.append))
+    slot = LiveSignal(provider, clock=Clock(NOW)).at("DE", NOW)
+    assert "static average" in slot.source
+    assert "InvalidURL" in slot.source
+
+
 def test_a_zone_that_was_known_is_no_mistake_of_the_callers(server, waits):
     clock, troubles = Clock(NOW), []
     signal = live(server, waits, clock, troubles)
