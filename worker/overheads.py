@@ -40,8 +40,13 @@ class OverheadHook(Hook):
         #: when the loop was last heard of
         self._heard = since
 
-    def on_start(self, record: StartRecord) -> None:  # noqa: ARG002  the hook's signature
-        self._ended("preparation")
+    def on_start(self, record: StartRecord) -> None:
+        if record.measuring_s:
+            # what a step costs here, for selections to count with
+            began = self._clock() - timedelta(seconds=record.measuring_s)
+            self._span("preparation", self._heard, began)
+            self._heard = max(self._heard, began)
+        self._ended("selection" if record.measuring_s else "preparation")
 
     def on_selection(self, record: SelectionRecord) -> None:
         self._ended("selection", record.duration_s)
@@ -75,5 +80,8 @@ class OverheadHook(Hook):
             # two clocks: what was heard before is over
             start = max(start, now - timedelta(seconds=duration_s))
         self._heard = now
-        if now > start:
-            self._write(Overhead(kind=kind, started_at=start, ended_at=now))
+        self._span(kind, start, now)
+
+    def _span(self, kind: str, start: datetime, end: datetime) -> None:
+        if end > start:
+            self._write(Overhead(kind=kind, started_at=start, ended_at=end))

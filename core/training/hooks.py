@@ -56,6 +56,8 @@ class StartRecord:
     #: their unit; None: FLOPs
     rates: Rates | None = None
     full_step_cost: float | None = None
+    #: seconds that measuring those prices took just now; 0: they were known
+    measuring_s: float = 0.0
 
     @property
     def currency_note(self) -> str:

@@ -191,12 +191,12 @@ class _Trial:
     def _spent(self, run: Callable[[], T]) -> tuple[float, T]:
         """What ``run`` costs, the mean of as many times as the meter needs."""
         self._wait()
-        before, started_s, n_runs = self._meter.read(), time.perf_counter(), 0
+        before, started_s, n_runs = self._meter.read(), self._meter.clock(), 0
         while True:
             found = run()
             self._wait()
             n_runs += 1
-            if time.perf_counter() - started_s >= self._meter.least_s:
+            if self._meter.clock() - started_s >= self._meter.least_s:
                 return (self._meter.read() - before) / n_runs, found
 
     def _wait(self) -> None:

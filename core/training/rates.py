@@ -43,13 +43,15 @@ class Meter:
 
     Attributes:
         read: a running total of ``unit``.
-        least_s: what is measured is repeated for so long, where the total moves in steps.
+        least_s: what is measured is repeated for so long, by ``clock``, where the total moves in
+            steps.
     """
 
     currency: Currency
     unit: Unit = "seconds"
     read: Callable[[], float] = time.perf_counter
     least_s: float = 0.0
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

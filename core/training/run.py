@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,12 +32,12 @@ from core.training.hooks import (
     ValidationRecord,
 )
 from core.training.horizon import choose
-from core.training.importance import needs_probes, rank_tensors
+from core.training.importance import rank_tensors
 from core.training.job import FitJob
 from core.training.measuring import measure_rates
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
-from core.training.probing import probe_batches
+from core.training.probing import Probes, draw_probes
 from core.training.step import StepInputs, needs_mask
 from core.training.summary import fit_result, selection_record, start_record, step_record
 
@@ -136,9 +137,10 @@ class Run:
         self._model.train()
         if self._folder is not None and (checkpoint := newest_checkpoint(self._folder)):
             self._restore(checkpoint)
-        self._count()
+        measuring_s = self._count()
         n_parameters = sum(parameter.numel() for parameter in self._parameters.values())
-        self._tell("on_start", start_record(self._job, self._state, self._budget, n_parameters))
+        record = start_record(self._job, self._state, self._budget, n_parameters, measuring_s)
+        self._tell("on_start", record)
         require_feasible(self._job, self._budget, self._state.step)
         if self._job.validation and self._state.validated_at is None:
             self.validate()
@@ -149,13 +151,15 @@ class Run:
         """Ask the method which tensors to train from here on."""
         started_s = time.perf_counter()
         spent_before = self._state.selection_flops
+        probes = draw_probes(self._job, self._step, self._state.step)
         found = choose(
             self._budget.course,
             self._job.method,
             self._budget.profile,
-            self._measure_importance,
+            partial(self._measure_importance, probes),
             step=self._state.step,
             rho=self._job.rho(self._state.step),
+            measuring_steps=probes.full_steps,
         )
         choice, point = found.choice, in_flops(self._job, found, self._state.step)
         measured_rate = self._learning_rate
@@ -320,17 +324,19 @@ class Run:
 
     # ---- parts of the phases
 
-    def _count(self) -> None:
-        """In the job's currency from here on; its prices are measured once in a job's life."""
-        state, meter = self._state, self._job.meter
+    def _count(self) -> float:
+        """In the job's currency from here on; seconds that measuring its prices took, if it did."""
+        state, meter, measuring_s = self._state, self._job.meter, 0.0
         if meter is None:
             state.rates = None
         elif state.rates is None or state.rates.currency != meter.currency:
             state.rates = measure_rates(self._job, self._step, self._parameters)
             state.selection_flops += state.rates.flops
             state.flops += state.rates.flops
-            state.train_duration_s += state.rates.duration_s
+            measuring_s = state.rates.duration_s
+            state.train_duration_s += measuring_s
         self._budget = budget_of(self._job, state.rates)
+        return measuring_s
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         precision = self._job.numerics.name
@@ -360,18 +366,14 @@ class Run:
         ever = {*self._state.ever_trained, *names}
         self._state.ever_trained = tuple(name for name in self._parameters if name in ever)
 
-    def _measure_importance(self) -> dict[str, float]:
-        kind, connected = self._job.importance, set(self._job.profile.trainable)
-        drawn = probe_batches(self._job, self._state.step) if needs_probes(kind) else []
-        probes = [self._step.inputs(batch) for batch in drawn]
-        price = self._job.prices.of(connected)
-        flops = sum(price(inputs.shape) for inputs in probes)
-        self._state.selection_flops += flops
-        self._state.flops += flops
+    def _measure_importance(self, probes: Probes) -> dict[str, float]:
+        connected = set(self._job.profile.trainable)
+        self._state.selection_flops += probes.flops
+        self._state.flops += probes.flops
         return rank_tensors(
-            kind,
+            self._job.importance,
             self._step,
-            probes,
+            probes.inputs,
             {name: p for name, p in self._parameters.items() if name in connected},
             self._optimiser,
             learning_rate=self._learning_rate,

@@ -12,8 +12,10 @@ from core.training.quality import QualityCurve
 from core.training.rates import Rates, step_cost
 
 
-def start_record(job: FitJob, state: TrainState, budget: Budget, n_parameters: int) -> StartRecord:
-    """``n_parameters``: that may be trained at all."""
+def start_record(
+    job: FitJob, state: TrainState, budget: Budget, n_parameters: int, measuring_s: float
+) -> StartRecord:
+    """``n_parameters``: that may be trained at all; ``measuring_s`` as the record's."""
     return StartRecord(
         step=state.step,
         total_steps=job.total_steps,
@@ -28,6 +30,7 @@ def start_record(job: FitJob, state: TrainState, budget: Budget, n_parameters: i
         probe=job.numerics.probe,
         memory_estimate_bytes=job.memory_estimate_bytes,
         rates=budget.rates,
+        measuring_s=measuring_s,
         full_step_cost=None if budget.rates is None else _full_step_cost(job, budget.rates),
     )
 

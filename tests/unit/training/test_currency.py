@@ -140,10 +140,20 @@ def test_noise_makes_no_price_negative():
 
 
 def test_a_meter_that_moves_in_steps_is_given_its_time():
-    joules = itertools.count()
-    meter = Meter(currency="joules", unit="joules", read=lambda: float(next(joules)), least_s=0.05)
-    found = _measure(dataclasses.replace(_job(), meter=meter))
-    assert found.flops > _measure(_timed(_job())).flops
+    job, joules, seconds = _job(), itertools.count(), itertools.count()
+    meter = Meter(
+        currency="joules",
+        unit="joules",
+        read=lambda: float(next(joules)),
+        least_s=2.5,
+        clock=lambda: float(next(seconds)),
+    )
+    found = _measure(dataclasses.replace(job, meter=meter))
+    once = _measure(_timed(_job())).flops
+    # the first pass warms up and is not measured
+    shape = LossStep(job.model).inputs(next(job.batches(job.steps_per_epoch // 2))).shape
+    warm = job.prices.full(shape)
+    assert found.flops - warm == pytest.approx(3 * (once - warm))
 
 
 @pytest.mark.parametrize("is_reusing", [False, True])
@@ -182,10 +192,19 @@ def test_rho_is_a_share_of_the_time_and_everything_is_told():
         assert selection.drop_per_flop == pytest.approx(selection.importance / flops)
     assert first.shares.endswith(f"{first.flops_share_planned:.1%} of its FLOPs")
     # measuring is selecting: its FLOPs and seconds count
+    assert start.measuring_s == start.rates.duration_s
     told = sum(s.flops for s in seen.selections) + start.rates.flops
     assert result.selection_flops == pytest.approx(told)
     assert start.rates.flops > 2 * job.profile.full_flops
     assert result.train_duration_s > start.rates.duration_s > 0
+
+
+def test_last_blocks_are_as_many_as_the_time_pays_for():
+    job, seen = _timed(_job(rho=0.8, method="last_k", max_steps=1)), Records()
+    fit(job, hooks=[seen])
+    costs = budget_of(job, seen.starts[0].rates).profile
+    chosen = seen.selections[0]
+    assert chosen.rho_planned == costs.step_flops(chosen.names) / costs.full_flops <= 0.8
 
 
 def test_the_learning_rate_follows_the_flops():
@@ -211,7 +230,7 @@ def test_efficient_is_the_best_drop_for_a_second():
     class Spy:
         """The method, and what it was given."""
 
-        name, reselects = job.method.name, True
+        name, reselects, ranks = job.method.name, True, True
         rho_min, quality = job.method.rho_min, job.method.quality
 
         def choose(self, point):
@@ -249,7 +268,9 @@ def test_a_job_that_is_continued_does_not_measure_again(is_reusing, tmp_path):
         folder = tmp_path / str(stop)
         fit(_timed(job()), checkpoints=folder, control=_stop_before(stop))
         resumed_job = dataclasses.replace(job(), meter=Meter(currency="seconds", read=never))
-        resumed = fit(resumed_job, checkpoints=folder)
+        again = Records()
+        resumed = fit(resumed_job, checkpoints=folder, hooks=[again])
+        assert again.starts[0].measuring_s == 0
         assert resumed.selection_flops == straight.selection_flops
         for name, weight in _weights(resumed_job.model).items():
             assert torch.equal(weight, expected[name]), (stop, name)

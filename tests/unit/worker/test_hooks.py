@@ -1,0 +1,136 @@
+"""What hooks make of a run's records, where rho counts another currency than FLOPs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from core.carbon.calibration import assumed
+from core.training.hooks import SelectionRecord, StartRecord, StepRecord
+from core.training.rates import Rates
+from worker.calibration import MANY_STEPS, Calibration
+from worker.hooks import ProgressHook
+from worker.overheads import OverheadHook
+
+NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+RATES = Rates(
+    currency="seconds",
+    unit="seconds",
+    forward=1e-12,
+    activation=1e-12,
+    weight=1e-12,
+    parameter=1e-9,
+    spared=1e-12,
+    duration_s=30.0,
+)
+
+
+def _start(**given):
+    return StartRecord(
+        step=0,
+        total_steps=40,
+        steps_per_epoch=20,
+        n_parameters=10,
+        method="green",
+        rho_min=0.4,
+        full_step_flops=3.0,
+        forward_step_flops=1.0,
+        device="cpu",
+        precision="float32",
+        **given,
+    )
+
+
+def _selection(**given):
+    return SelectionRecord(
+        step=0,
+        epoch=0.0,
+        rho=0.5,
+        rho_planned=0.499,
+        names=("a",),
+        n_trained_parameters=10,
+        importance=1.0,
+        flops=1.0,
+        duration_s=1.0,
+        flops_share_planned=0.563,
+        **given,
+    )
+
+
+def _step(step):
+    return StepRecord(
+        step=step,
+        total_steps=40,
+        epoch=0.0,
+        loss=1.0,
+        token_accuracy=0.5,
+        learning_rate=1e-4,
+        grad_norm=1.0,
+        rho=0.5,
+        flops=1.0,
+        full_flops=2.0,
+        selection_flops=0.0,
+        evaluation_flops=0.0,
+        tokens=100 * step,
+        duration_s=0.1,
+    )
+
+
+class Scribe:
+    def __init__(self):
+        self.events = []
+
+    def event(self, message, *, level="info", data=None):
+        self.events.append((message, data))
+
+
+def test_events_tell_the_currency_its_prices_and_both_shares():
+    scribe = Scribe()
+    hook = ProgressHook(scribe, 0.5)
+    hook.on_start(_start(rates=RATES, full_step_cost=6.04))
+    hook.on_selection(_selection(currency="seconds", full_ratio=1.2))
+    (started, start), (selected, selection) = scribe.events
+    assert started.endswith(
+        "rho counts seconds: full fine-tuning's step costs about 6.04 s here, measured in 30.0 s"
+    )
+    assert start["rates"]["forward"] == RATES.forward
+    assert start["full_step_cost"] == 6.04
+    assert "at rho 0.5, 49.9% of full fine-tuning's time, 56.3% of its FLOPs" in selected
+    assert selected.endswith("1.20 times as much per second")
+    assert selection["currency"] == "seconds"
+    assert selection["flops_share_planned"] == 0.563
+
+
+@pytest.mark.parametrize(("currency", "share"), [("flops", 0.5), ("seconds", 0.56)])
+def test_measurements_for_plans_are_kept_by_their_share_of_flops(currency, share):
+    posted, log = [], SimpleNamespace(energy_j=0.0)
+
+    def read_meter():
+        log.energy_j += 5.0
+
+    calibration = Calibration(
+        SimpleNamespace(post=lambda _write, replaces: posted.append(replaces)),
+        log,
+        read_meter,
+        model="m",
+        hardware="h",
+        base=assumed(1e9, "cpu"),
+    )
+    calibration.on_selection(_selection(currency=currency))
+    for step in range(1, MANY_STEPS + 3):
+        calibration.on_step(_step(step))
+    assert posted == [f"cost at {share}"]
+
+
+@pytest.mark.parametrize(
+    ("measuring_s", "spans"),
+    [(0.0, [("preparation", 100)]), (30.0, [("preparation", 70), ("selection", 30)])],
+)
+def test_measuring_prices_is_time_spent_on_selection(measuring_s, spans):
+    written = []
+    hook = OverheadHook(written.append, since=NOON, clock=lambda: NOON + timedelta(seconds=100))
+    hook.on_start(_start(measuring_s=measuring_s))
+    found = [(each.kind, (each.ended_at - each.started_at).total_seconds()) for each in written]
+    assert found == spans
