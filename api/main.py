@@ -8,6 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import errors
 from api.deps import Services, system_clock
@@ -47,7 +48,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         queue.close()
         database.dispose()
 
-    app = FastAPI(
+    # the documentation's scripts come from this server: no CDN is asked, none need be reachable
+    app = FastAPIOffline(
+        redoc_url=None,
+        static_url="/docs/assets",
         title="greentune",
         version=version("greentune"),
         summary="Carbon-aware fine-tuning behind an OpenAI-compatible API.",

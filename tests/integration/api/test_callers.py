@@ -4,6 +4,7 @@ route cannot be forgotten."""
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -121,5 +122,12 @@ def test_another_tenants_objects_do_not_exist(
 
 
 def test_documentation_is_open(http: TestClient) -> None:
-    assert http.get("/docs").status_code == 200
+    page = http.get("/docs")
+    assert page.status_code == 200
+    # a browser without the internet shows it too
+    loaded = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+    assert len(loaded) >= 3
+    for address in loaded:
+        assert address.startswith("/docs/assets/")
+        assert http.get(address).status_code == 200
     assert http.get("/openapi.json").json()["info"]["title"] == "greentune"
