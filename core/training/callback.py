@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
 from typing import Any, Final, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import TrainerCallback
@@ -31,13 +32,17 @@ from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.training.costs import FlopsProfile
 from core.training.flops import profile
 from core.training.importance import CrossedGain, sum_over_gradients
+from core.training.methods import adapters_of
 from core.training.optimiser import adamw_update, chosen
 from core.training.selector import select
+from core.training_options import is_number
 
 #: batches whose mean cost is taken for the data's
 _PROFILED_BATCHES: Final = 4
 #: where accelerate and TRL put a wrapped forward: on the instance, in front of the class's own
 _WRAPPED: Final = ("forward", "_original_forward")
+#: model -> parameters that a callback froze and has not given back: at work, or interrupted
+_FROZEN: Final[WeakKeyDictionary[torch.nn.Module, set[str]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +72,8 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
     Raises (in training):
         RhoInfeasible: no tensor can be trained for that share; carries the lowest feasible one.
         UnsupportedMethod: an optimiser other than AdamW, or a model spread over processes.
-        InvalidInput: data without a length, which no probe can be drawn from.
+        InvalidInput: data without a length, which no probe can be drawn from; an optimiser that
+            lacks what an interrupted training had left frozen.
         ModelUnsupported: a model that cannot be profiled.
     """
 
@@ -79,19 +85,25 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         n_probes: int = 1,
         seed: int = 0,
     ) -> None:
-        if not 0 < rho <= 1:
+        if not (is_number(rho) and 0 < rho <= 1):
             raise InvalidInput(f"rho must be above 0 and at most 1; got {rho!r}.", param="rho")
-        if every != "epoch" and (isinstance(every, bool) or every < 1):
-            raise InvalidInput(f'every must be 1 or more, or "epoch"; got {every!r}.')
-        if n_probes < 1:
-            raise InvalidInput(f"n_probes must be 1 or more; got {n_probes!r}.")
+        if every != "epoch" and not _is_count(every):
+            raise InvalidInput(
+                f'every must be 1 or more, or "epoch"; got {every!r}.', param="every"
+            )
+        if not _is_count(n_probes):
+            raise InvalidInput(f"n_probes must be 1 or more; got {n_probes!r}.", param="n_probes")
         self.rho = rho
         self.every = every
         self.n_probes = n_probes
         self.seed = seed
         self.selections: list[Selected] = []
         self._profile: FlopsProfile | None = None
+        # what is trained as one -> its tensors: the factors of an adapter, else a tensor alone
+        self._groups: dict[str, tuple[str, ...]] = {}
+        # of those that may be trained, what the optimiser holds
         self._candidates: dict[str, torch.nn.Parameter] = {}
+        self._flagged: dict[str, torch.nn.Parameter] = {}
 
     # ---- saved with the trainer's checkpoints
 
@@ -127,10 +139,10 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         elif stored := state.stateful_callbacks.get(type(self).__name__):
             self.history = stored["attributes"]["history"]
         model = given["model"]
-        self._candidates = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._flagged, self._candidates = _trainable(model, given["optimizer"])
         self._profile = self._costs(model, args, given["train_dataloader"])
         if self.selections:
-            self._train_only(self.selections[-1].names)
+            self._train_only(model, self.selections[-1].names)
 
     def on_step_begin(self, args: Any, state: Any, _control: Any, **given: Any) -> None:
         """Before the first micro-batch of an optimiser step."""
@@ -147,19 +159,22 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             CrossedGain(partial(_update, self._candidates, _inner(given["optimizer"]))),
         )
         full_flops = self._profile.full_flops
-        found = select(self._profile, importance, self.rho * full_flops)
-        self._train_only(found.names)
+        worth = {g: math.fsum(importance[n] for n in names) for g, names in self._groups.items()}
+        grouped = self._profile.grouped(self._groups)
+        found = select(grouped, worth, self.rho * full_flops)
+        names = tuple(name for group in found.names for name in self._groups[group])
+        self._train_only(model, names)
         selected = Selected(
             step=state.global_step,
             epoch=float(state.epoch or 0.0),
-            names=found.names,
+            names=names,
             rho_planned=found.flops / full_flops,
         )
         self.selections.append(selected)
 
-    def on_train_end(self, *_: Any, **_given: Any) -> None:
+    def on_train_end(self, *_: Any, **given: Any) -> None:
         """Everything that was trainable before is trainable again."""
-        self._train_only(tuple(self._candidates))
+        _give_back(given["model"])
 
     # ---- parts
 
@@ -172,9 +187,10 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             return math.floor((state.epoch or 0.0) + 1e-6) > math.floor(last.epoch + 1e-6)
         return int(state.global_step) - last.step >= self.every
 
-    def _train_only(self, names: Sequence[str]) -> None:
+    def _train_only(self, model: torch.nn.Module, names: Sequence[str]) -> None:
         trained = set(names)
-        for name, parameter in self._candidates.items():
+        _FROZEN[model] = self._flagged.keys() - trained
+        for name, parameter in self._flagged.items():
             parameter.requires_grad_(name in trained)
 
     def _costs(self, model: Any, args: Any, loader: Any) -> FlopsProfile:
@@ -187,11 +203,13 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             vars(model).update(off)
         mean = FlopsProfile.mean(profiles, [1.0] * len(profiles))
         costs = mean.limited(self._candidates, full_flops=mean.full_flops)
-        if self.rho < costs.min_rho:
+        self._groups = adapters_of(costs)
+        rho_min = costs.grouped(self._groups).min_rho
+        if self.rho < rho_min:
             raise RhoInfeasible(
                 f"rho {self.rho:g} is below the lowest feasible one for this model and data, "
-                f"{math.ceil(1e3 * costs.min_rho) / 1e3}.",
-                rho_min=costs.min_rho,
+                f"{math.ceil(1e3 * rho_min) / 1e3}.",
+                rho_min=rho_min,
             )
         return costs
 
@@ -214,6 +232,41 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         rng = Random(f"{self.seed} {step}")  # noqa: S311  no secret
         size = min(max(2, args.per_device_train_batch_size), n_samples)
         return [rng.sample(range(n_samples), size) for _ in range(count)]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _trainable(
+    model: torch.nn.Module, optimizer: Any
+) -> tuple[dict[str, torch.nn.Parameter], dict[str, torch.nn.Parameter]]:
+    """What the model's flags let be trained, and of that what the optimiser trains.
+
+    Raises InvalidInput where an interrupted training left less to the optimiser than there was.
+    """
+    given_back = _give_back(model)
+    optimised = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    flagged = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    found = {n: p for n, p in flagged.items() if id(p) in optimised}
+    if missing := sorted(given_back - found.keys()):
+        raise InvalidInput(
+            f"An interrupted training had left {len(missing)} tensors frozen, such as "
+            f"{missing[0]}, so that this trainer's optimiser lacks them. They can be trained again "
+            "now: make a new trainer."
+        )
+    if not found:
+        raise InvalidInput("The trainer's optimiser holds no trainable parameter of the model.")
+    return flagged, found
+
+
+def _give_back(model: torch.nn.Module) -> set[str]:
+    """Makes trainable again what was frozen in ``model``; the names."""
+    names = _FROZEN.pop(model, set())
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.requires_grad_(True)
+    return names
 
 
 def _collated(loader: Any, parts: Sequence[Sequence[int]]) -> list[dict[str, torch.Tensor]]:

@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 
+import peft
 import pytest
 import torch
 import transformers
@@ -124,6 +125,92 @@ def test_probing_leaves_no_trace(tmp_path):
             assert all(torch.equal(moments[m], now[1][key][m]) for m in moments)
         assert torch.equal(then[2], now[2])
         assert (then[3:], now[3:]) == ((True, True), (True, True))
+
+
+class Interrupted(Trainer):
+    """Stops in the middle of its third step, as Ctrl-C does."""
+
+    n_steps = 0
+
+    def training_step(self, *args, **options):
+        self.n_steps += 1
+        if self.n_steps == 3:
+            raise KeyboardInterrupt
+        return super().training_step(*args, **options)
+
+
+def test_after_an_interruption_everything_can_be_chosen_again(tmp_path):
+    model, callback = tiny_model("llama"), GreenTrainerCallback(rho=0.6)
+    options = {
+        "model": model,
+        "args": _arguments(tmp_path),
+        "train_dataset": _data(),
+        "data_collator": transformers.default_data_collator,
+    }
+    interrupted = Interrupted(**options, callbacks=[callback])
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    chosen = set(callback.selections[0].names)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == chosen
+
+    # a new trainer's optimiser has only what was left trainable: it would train that and no more
+    with pytest.raises(InvalidInput, match="make a new trainer"):
+        Trainer(**options, callbacks=[GreenTrainerCallback(rho=0.6)]).train()
+    fresh = GreenTrainerCallback(rho=1.0)
+    Trainer(**options, callbacks=[fresh]).train()
+    assert set(fresh.selections[0].names) - chosen
+    assert all(p.requires_grad for p in model.parameters())
+
+    # the interrupted trainer itself has them all
+    again = Interrupted(**options, callbacks=[callback])
+    with pytest.raises(KeyboardInterrupt):
+        again.train()
+    again.train()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_only_what_the_optimiser_holds_is_chosen(tmp_path):
+    model, callback, watch = tiny_model("llama"), GreenTrainerCallback(rho=0.9), Watch()
+    held = [p for n, p in model.named_parameters() if "mlp" in n]
+    Trainer(
+        model=model,
+        args=_arguments(tmp_path),
+        train_dataset=_data(),
+        data_collator=transformers.default_data_collator,
+        callbacks=[callback, watch],
+        optimizers=(torch.optim.AdamW(held, lr=1e-3), None),
+    ).train()
+    assert all("mlp" in name for one in callback.selections for name in one.names)
+    # what nobody updates has no gradient either, which would have to be paid for
+    assert watch.updated[0] == set(callback.selections[0].names)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_an_adapter_is_chosen_as_a_whole(tmp_path):
+    """Its second factor is zero at first, so that the first has no gradient yet."""
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
+    model = peft.get_peft_model(tiny_model("llama"), config)
+    callback, watch = GreenTrainerCallback(rho=0.6), Watch()
+    _trainer(tmp_path, callback, watch=watch, model=model).train()
+    names = set(callback.selections[0].names)
+    assert names
+    for name in names:
+        assert name.replace("lora_B", "lora_A") in names
+        assert name.replace("lora_A", "lora_B") in names
+    assert watch.updated[0] == names
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"rho": "0.5"}, {"rho": True}, {"rho": 0}),
+        *({"every": "step"}, {"every": 2.5}, {"every": 0}),
+        *({"n_probes": 1.5}, {"n_probes": 0}),
+    ],
+)
+def test_wrong_settings_are_named(wrong):
+    with pytest.raises(InvalidInput, match=next(iter(wrong))):
+        GreenTrainerCallback(**wrong)
 
 
 @pytest.mark.parametrize("restores", [False, True])
