@@ -18,16 +18,18 @@ def test_metadata_carries_options_for_clients_without_extra_body(
     file_id = client.files.create(file=chat_lines(12), purpose="fine-tune").id
     submit = partial(client.fine_tuning.jobs.create, model="tiny", training_file=file_id)
     metadata = {"team": "a", "green.rho": "0.5", "green.training.learning_rate": "1e-4"}
+    metadata["green.currency"] = "seconds"
     job = submit(metadata=metadata, extra_body={"green": {"zone": "FR"}})
     assert job.metadata == metadata
     assert (job.green["rho"], job.green["zone"]) == (0.5, "FR")
     again = client.fine_tuning.jobs.retrieve(job.id)
-    assert again.green["rho"] == 0.5
+    assert (again.green["rho"], again.green["currency"]) == (0.5, "seconds")
     assert [found.id for found in client.fine_tuning.jobs.list(metadata=metadata)] == [job.id]
     # judged by the schema, by the spec, by the signal, by the model's costs, by the plan
     for key, text, code in (
         ("green.rho", "half", "invalid_value"),
         ("green.rho", "2", "invalid_value"),
+        ("green.currency", "euros", "invalid_value"),
         ("green.zone", "FRANCE-1", "invalid_value"),
         ("green.rho", "0.05", "rho_infeasible"),
         ("green.deadline", "2020-01-01T00:00:00Z", "deadline_unreachable"),
