@@ -169,7 +169,8 @@ def invalid_input(problem: Mapping[str, Any], body: Any) -> InvalidInput:
             "The request body is JSON: send the header content-type: application/json."
         )
     code = "invalid_hyperparameter" if "hyperparameters" in (param or "") else None
-    rule = problem["msg"][:1].lower() + problem["msg"][1:]
+    rule = problem["msg"].removeprefix("Value error, ")
+    rule = rule[:1].lower() + rule[1:]
     shown = repr(problem.get("input"))
     if len(shown) > _MAX_SHOWN_INPUT:
         shown = shown[:_MAX_SHOWN_INPUT] + "..."

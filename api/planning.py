@@ -32,6 +32,8 @@ from core.units import wh_to_joules
 SUSPEND_S: Final = 60.0
 #: forecasts are asked for so far ahead; beyond that their last day repeats
 FARTHEST: Final = timedelta(days=14)
+#: what lasts longer is a mistake in the figures, and would end after the calendar does
+LONGEST: Final = timedelta(days=100 * 365)
 _CODES: Final = {
     "time": ("deadline_unreachable", "green.deadline"),
     "grams": ("carbon_budget_exhausted", "green.carbon_budget_g"),
@@ -92,7 +94,7 @@ def check_wishes(
         pue=held.settings.pue,
     )
     begin = max(now, green.earliest_start or now)
-    longest = timedelta(seconds=work.duration_s(1.0) + SUSPEND_S)
+    longest = min(timedelta(seconds=work.duration_s(1.0) + SUSPEND_S), LONGEST)
     forecast = _forecast(held, green.zone, now, green.deadline or begin + longest + DEFAULT_SLACK)
     if forecast is None:
         return
@@ -128,6 +130,11 @@ def estimate_of(
         rho_min=known.rho_min,
         suspend_s=SUSPEND_S,
     )
+    if work.duration_s(1.0) > LONGEST.total_seconds():
+        raise InvalidInput(
+            f"So many tokens would train for over {LONGEST.days // 365} years here; ask for fewer.",
+            param="n_tokens" if request.training_file is None else "training_file",
+        )
     end = request.deadline or now + FARTHEST
     forecast = _forecast(held, request.zone or held.settings.zone, now, end)
     if forecast is None:

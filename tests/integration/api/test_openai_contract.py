@@ -375,4 +375,4 @@ def test_intensity(client: openai.OpenAI) -> None:
     for query, code in (("", "missing_required_parameter"), ("?zone=XX-NONE", "invalid_value")):
         with pytest.raises(openai.BadRequestError) as caught:
             client.get(f"/green/intensity{query}", cast_to=object)
-        assert caught.value.code == code
+        assert (caught.value.code, caught.value.param) == (code, "zone")

@@ -217,8 +217,10 @@ def test_an_estimate_of_a_file_says_what_it_assumes(
         ({}, "n_tokens"),
         ({"n_tokens": 1, "training_file": "file-1"}, "n_tokens"),
         ({"n_tokens": 10, "deadline": "2020-01-01T00:00:00Z"}, "deadline"),
-        ({"n_tokens": 10, "zone": "XX-NOWHERE"}, "green.zone"),
-        ({"n_tokens": 10, "rho": [2.0]}, "green.rho"),
+        ({"n_tokens": 10, "zone": "XX-NOWHERE"}, "zone"),
+        ({"n_tokens": 10, "rho": [2.0]}, "rho"),
+        ({"n_tokens": 10**13, "n_epochs": 50}, "n_tokens"),
+        ({"n_tokens": 10, "deadline": "tomorrow"}, "deadline"),
     ],
 )
 def test_an_estimate_refuses_what_it_cannot_estimate(
@@ -227,6 +229,7 @@ def test_an_estimate_refuses_what_it_cannot_estimate(
     with pytest.raises(openai.BadRequestError) as refused:
         estimate(client, **body)
     assert refused.value.param == param
+    assert "value error" not in refused.value.message.lower()
 
 
 def test_a_provider_is_asked_before_the_database_is_taken(
