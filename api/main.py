@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -17,7 +17,8 @@ from api.queue import CeleryQueue
 from api.routes import carbon, files, health, jobs, models, reports
 from api.schemas import ErrorOut
 from api.uploads import FORM_OVERHEAD_BYTES
-from core.carbon.signal import LiveOptions, open_signal
+from core.carbon.signal import IntensitySignal, LiveOptions, open_signal
+from core.errors import InvalidInput, SignalUnavailable, StartRefused
 from core.jobs.database import open_database
 from core.jobs.signal_texts import SignalTexts
 from core.objects.opening import open_store
@@ -37,6 +38,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     Opens no connection: each is made when first used, so the process starts with the database or
     the broker away and says so in ``/health/ready``.
+
+    Raises:
+        InvalidInput, StartRefused: a setting names no place, signal or zone.
     """
     settings = settings or Settings()
     queue = CeleryQueue(settings.resolved_broker_url)
@@ -57,18 +61,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         summary="Carbon-aware fine-tuning behind an OpenAI-compatible API.",
         lifespan=lifespan,
     )
+    signal = open_signal(
+        settings.carbon_signal,
+        settings.carbon_traces,
+        speed=settings.carbon_trace_speed,
+        anchor=settings.carbon_trace_anchor,
+        live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
+    )
+    _check_own_zone(settings, signal)
     app.state.services = Services(
         settings=settings,
         database=database,
         objects=_open_objects(settings),
         queue=queue,
-        signal=open_signal(
-            settings.carbon_signal,
-            settings.carbon_traces,
-            speed=settings.carbon_trace_speed,
-            anchor=settings.carbon_trace_anchor,
-            live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
-        ),
+        signal=signal,
         clock=system_clock,
     )
     for room in (files, jobs, models, carbon, reports, health):
@@ -77,6 +83,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit_bytes=_body_limit(settings))
     app.add_middleware(RequestIdentity)
     return app
+
+
+def _check_own_zone(settings: Settings, signal: IntensitySignal) -> None:
+    """Live providers are not asked here: their zones are known only to them.
+
+    Raises:
+        StartRefused: this host's zone is none of the signal's.
+    """
+    if settings.zone is None or settings.carbon_signal not in ("static", "trace"):
+        return
+    try:
+        with suppress(SignalUnavailable):
+            signal.at(settings.zone, system_clock())
+    except InvalidInput as error:
+        raise StartRefused(f"GREENTUNE_ZONE is wrong: {error.message}") from error
 
 
 def _open_objects(settings: Settings) -> ObjectStore:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from api.main import create_app
 from api.report import print_report
 from api.serve import listening, locked, prepare_home
 from api.watch import describe, duration, watch
@@ -114,6 +115,13 @@ def test_unusable_home_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StartRefused, match="cannot be made"):
         prepare_home(tmp_path / "file" / "home", min_free_bytes=0)
+
+
+def test_a_hosts_own_zone_must_exist(tmp_path: Path) -> None:
+    """Else every job that names none would be refused for a zone that it did not name."""
+    with pytest.raises(StartRefused, match="GREENTUNE_ZONE is wrong: Unknown zone 'ATLANTIS'"):
+        create_app(Settings(home=tmp_path, zone="ATLANTIS"))
+    assert create_app(Settings(home=tmp_path, zone="fr"))
 
 
 def test_home_is_served_once(tmp_path: Path) -> None:
