@@ -36,7 +36,7 @@ def story_of(
     settings = held.settings
     facts = JobFacts.of(record, pue=settings.pue, embodied_g_per_hour=settings.embodied_g_per_hour)
     attempts = store.list_attempts(session, record.id)
-    overheads = () if are_merged else store.list_overheads(session, record.id)
+    overheads = store.list_overheads(session, record.id)
     report = compose(
         facts,
         (store.list_energy_merged if are_merged else store.list_energy)(session, record.id),

@@ -56,6 +56,7 @@ def _revise_job(
     with database.read() as session:
         rows = store.list_energy(session, job.id)
         attempts = store.list_attempts(session, job.id)
+        overheads = store.list_overheads(session, job.id)
     zone = job.spec.green.zone or next((row.zone for row in rows if row.zone), WORLD)
     slots = _slots(signal, zone, [row for row in rows if is_guess(row)])
     revised: dict[int, EnergyRecord] = {}
@@ -69,7 +70,7 @@ def _revise_job(
     if job.baseline is not None:
         anew = [revised.get(index, row) for index, row in enumerate(rows)]
         facts = JobFacts.of(job, pue=pue, embodied_g_per_hour=embodied_g_per_hour)
-        against = compose(facts, anew, attempts, signal=signal).baseline
+        against = compose(facts, anew, attempts, overheads, signal=signal).baseline
         if against is not None:
             baseline = Baseline(
                 kind=against.kind,

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 
 from core.carbon.baseline import Baseline, Savings, savings
-from core.carbon.energy import MeteredRow, MeterGap
+from core.carbon.energy import MeteredRow, MeterGap, Span, during
 from core.carbon.intensity import STAND_IN
 from core.units import emissions_g, joules_to_kwh
 
@@ -44,18 +44,10 @@ class AttemptRow(Protocol):
         ...
 
 
-class OverheadRow(Protocol):
-    """A time that went into something other than training steps (`core.jobs` stores the like)."""
-
-    @property
-    def kind(self) -> str:
-        """Such as "selection"."""
-        ...
-
-    @property
-    def started_at(self) -> datetime: ...
-    @property
-    def ended_at(self) -> datetime: ...
+class OverheadRow(Span, Protocol):
+    """A time that went into something other than training steps (`core.jobs` stores the like), of a
+    kind such as "selection".
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +158,7 @@ def report_emissions(
         flops_share: spent over full FLOPs, for the split of the savings.
     """
     ordered = tuple(sorted(rows, key=lambda r: (r.started_at, r.attempt, r.device)))
-    kind = _leading_kind(ordered)
+    kind = leading_kind(ordered)
     leading = [r for r in ordered if r.intensity_kind == kind and kind is not None]
     total = _sum("total", ordered, kind, pue)
     energy_known_j = math.fsum(r.energy_j for r in leading)
@@ -216,7 +208,7 @@ def _attribution(attempts: Sequence[AttemptRow]) -> str | None:
     return "mixed" if len(found) > 1 else next(iter(found), None)
 
 
-def _leading_kind(rows: Sequence[MeteredRow]) -> str | None:
+def leading_kind(rows: Sequence[MeteredRow]) -> str | None:
     """The kind that covers most energy; "average" if equal."""
     kinds = {r.intensity_kind for r in rows if r.intensity_kind is not None}
     energy = {k: math.fsum(r.energy_j for r in rows if r.intensity_kind == k) for k in kinds}
@@ -272,13 +264,9 @@ def _overheads(
 ) -> tuple[Sum, ...]:
     """Energy of the rows in proportion to the time they share with each kind of overhead."""
     shares: dict[str, list[tuple[float, float]]] = {o.kind: [] for o in overheads}
-    for overhead in overheads:
-        for row in rows:
-            both = min(row.ended_at, overhead.ended_at) - max(row.started_at, overhead.started_at)
-            if both > timedelta(0):
-                part = both / (row.ended_at - row.started_at)
-                grams = row_emissions_g(row, kind, pue)
-                shares[overhead.kind].append((row.energy_j * part, grams * part))
+    for overhead, row, part in during(rows, overheads):
+        grams = row_emissions_g(row, kind, pue)
+        shares[overhead.kind].append((row.energy_j * part, grams * part))
     return tuple(
         Sum(
             name=name,

@@ -5,9 +5,10 @@ The effort (joules, seconds) of full fine-tuning is, in this order,
 ``calibrated``   seconds and joules per trained token, measured where full fine-tuning ran (on the
                  job's own machine, in it or before it), times the tokens trained. Training steps
                  alone: preparing and delivering are left out, so that savings are understated.
-``modelled``     metered energy and time x (full FLOPs / spent FLOPs): all of it is taken as
-                 proportional to FLOPs, which is the most that full fine-tuning can have cost; the
-                 least is that nothing is.
+``modelled``     metered energy and time of steps and selections x (full FLOPs / spent FLOPs), and
+                 what preparing, evaluating, checkpoints and delivering took as it was, for those
+                 cost full fine-tuning the same. At the most all of it is proportional to FLOPs, at
+                 the least nothing.
 
 Savings split, exact by construction (E energy, CI energy-weighted mean intensity, PUE on all):
 
@@ -15,7 +16,8 @@ Savings split, exact by construction (E energy, CI energy-weighted mean intensit
                       + (E_model - E_actual) CI_submission    fewer joules per FLOP than that
                       + E_actual (CI_submission - CI_actual)  greener hours: shifting
 
-with E_model = E_full x spent FLOPs / full FLOPs.
+with E_model = E_fixed + (E_full - E_fixed) x spent FLOPs / full FLOPs, E_fixed being the part of
+E_full that is taken as it was (0 where it is calibrated).
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class FullEffort:
         low_j, high_j: what ``energy_j`` may be by the method it was found with, the meter's own
             error aside (it is the same on both sides of a comparison).
         method: in a sentence, for the report.
+        fixed_j: part of ``energy_j`` that does not go with FLOPs.
     """
 
     energy_j: float
@@ -65,6 +68,7 @@ class FullEffort:
     high_j: float
     basis: Basis
     method: str
+    fixed_j: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,22 +108,32 @@ class Savings:
 
 
 def modelled_effort(
-    *, energy_j: float, active_s: float, spent_flops: float, full_flops: float
+    *,
+    energy_j: float,
+    active_s: float,
+    spent_flops: float,
+    full_flops: float,
+    fixed_s: float = 0.0,
 ) -> FullEffort:
     """Scaled from what this job used, where full fine-tuning was never measured.
 
     Args:
         energy_j, active_s: of all attempts; above 0, 0 or more.
         spent_flops, full_flops: above 0.
+        fixed_s: part of the time, 0..``active_s``, that full fine-tuning takes as well, whatever
+            its FLOPs; its energy is taken at the mean power.
     """
     ratio = full_flops / spent_flops
+    fixed_j = energy_j * fixed_s / active_s if active_s > 0 else 0.0
     return FullEffort(
-        energy_j=energy_j * ratio,
-        duration_s=active_s * ratio,
+        energy_j=fixed_j + (energy_j - fixed_j) * ratio,
+        duration_s=fixed_s + (active_s - fixed_s) * ratio,
         low_j=energy_j * min(ratio, 1.0),
         high_j=energy_j * max(ratio, 1.0),
         basis="modelled",
-        method=f"metered energy x {ratio:.4g} (FLOPs of full fine-tuning over FLOPs spent)",
+        method=f"metered energy of steps and selections x {ratio:.4g} (FLOPs of full fine-tuning "
+        "over FLOPs spent); preparing, evaluating, checkpoints and delivering as they were",
+        fixed_j=fixed_j,
     )
 
 
@@ -188,9 +202,11 @@ def savings(
     full_j = against.effort.energy_j
     g_per_joule = against.emissions_g / full_j
     share = energy_j / full_j if flops_share is None else flops_share
+    fixed_j = 0.0 if flops_share is None else against.effort.fixed_j
     saved_g = against.emissions_g - spent_g
-    rho_g = full_j * (1 - share) * g_per_joule
-    efficiency_g = (full_j * share - energy_j) * g_per_joule
+    model_j = fixed_j + (full_j - fixed_j) * share
+    rho_g = (full_j - model_j) * g_per_joule
+    efficiency_g = (model_j - energy_j) * g_per_joule
     return Savings(
         emissions_g=saved_g,
         share=saved_g / against.emissions_g,

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from core.carbon.account import (
     AttemptRow,
     Embodied,
     EmissionsReport,
     OverheadRow,
+    leading_kind,
     report_emissions,
 )
 from core.carbon.baseline import (
@@ -28,10 +29,13 @@ from core.carbon.baseline import (
 )
 from core.carbon.coverage import uncovered
 from core.carbon.energy import MeteredRow
-from core.carbon.intensity import WORLD, IntensitySignal
+from core.carbon.intensity import WORLD, Intensity, IntensitySignal
 from core.errors import GreentuneError
 from core.spec import JobSpec
 from core.units import SECONDS_PER_HOUR
+
+#: overheads whose FLOPs are among those spent
+GOES_WITH_FLOPS: Final = frozenset({"selection"})
 
 
 class Progressed(Protocol):
@@ -114,12 +118,13 @@ def compose(
         attempts: all of the job's.
         overheads: times that went into something other than training steps.
         signal: for the baseline; rows carry their own intensities.
-        are_merged: ``rows`` are sums of samples: holes between them cannot be told.
+        are_merged: ``rows`` are sums of samples: holes between them, and what overheads used,
+            cannot be told.
     """
     zone = job.zone or next((row.zone for row in rows if row.zone), WORLD)
     hours = held(attempts, rows).total_seconds() / SECONDS_PER_HOUR
     has_flops = job.spent_flops > 0 and job.full_flops > 0
-    effort = _effort(job, rows, attempts)
+    effort = _effort(job, rows, attempts, overheads)
     return report_emissions(
         job_id=job.job_id,
         zone=zone,
@@ -127,9 +132,11 @@ def compose(
         submitted_at=job.submitted_at,
         pue=job.pue,
         attempts=attempts,
-        overheads=overheads,
+        overheads=() if are_merged else overheads,
         gaps=() if are_merged else uncovered(rows, attempts),
-        against=None if effort is None else _baseline(job, effort, zone, signal),
+        against=None
+        if effort is None
+        else _baseline(job, effort, zone, signal, kind=leading_kind(rows)),
         flops_share=job.spent_flops / job.full_flops if has_flops else None,
         trained_tokens=job.trained_tokens,
         embodied=None
@@ -150,8 +157,17 @@ def held(attempts: Sequence[AttemptRow], rows: Sequence[MeteredRow]) -> timedelt
     return sum((max(span, timedelta(0)) for span in spans), timedelta(0))
 
 
+def fixed_s(overheads: Sequence[OverheadRow]) -> float:
+    """Seconds that full fine-tuning takes as well, whatever its FLOPs."""
+    fixed = [o.ended_at - o.started_at for o in overheads if o.kind not in GOES_WITH_FLOPS]
+    return sum(fixed, timedelta(0)).total_seconds()
+
+
 def _effort(
-    job: JobFacts, rows: Sequence[MeteredRow], attempts: Sequence[AttemptRow]
+    job: JobFacts,
+    rows: Sequence[MeteredRow],
+    attempts: Sequence[AttemptRow],
+    overheads: Sequence[OverheadRow],
 ) -> FullEffort | None:
     """None while nothing was spent."""
     energy_j = math.fsum(row.energy_j for row in rows)
@@ -161,18 +177,30 @@ def _effort(
         return calibrated_effort(job.full_cost, job.trained_tokens)
     if job.spent_flops <= 0 or job.full_flops <= 0:
         return None
+    active_s = held(attempts, rows).total_seconds()
     return modelled_effort(
         energy_j=energy_j,
-        active_s=held(attempts, rows).total_seconds(),
+        active_s=active_s,
         spent_flops=job.spent_flops,
         full_flops=job.full_flops,
+        # an overhead may end after the last sample
+        fixed_s=min(fixed_s(overheads), active_s),
     )
 
 
 def _baseline(
-    job: JobFacts, effort: FullEffort, zone: str, signal: IntensitySignal
+    job: JobFacts,
+    effort: FullEffort,
+    zone: str,
+    signal: IntensitySignal,
+    *,
+    kind: str | None,
 ) -> Baseline | None:
-    """None where the grid's intensity at submission is not known."""
+    """None where the grid's intensity at submission is not known.
+
+    Args:
+        kind: of the job's own grams, which the baseline is compared with.
+    """
     start = job.submitted_at
     # at least one slot, whatever the length
     end = start + timedelta(seconds=max(effort.duration_s, 1.0))
@@ -180,4 +208,20 @@ def _baseline(
         slots = signal.series(zone, start, end)
     except GreentuneError:
         return None
-    return baseline(effort, submitted_at=start, slots=slots, pue=job.pue)
+    return baseline(effort, submitted_at=start, slots=of_one_kind(slots, kind), pue=job.pue)
+
+
+def of_one_kind(slots: Sequence[Intensity], kind: str | None) -> tuple[Intensity, ...]:
+    """Adjoining slots of one kind: a marginal provider that was away has averages stand in, and the
+    two are never mixed in one mean. The value before (the one after, at the beginning) is held.
+
+    Args:
+        slots: adjoining, at least one.
+        kind: that is wanted; where no slot has it, the last one's.
+    """
+    found = {slot.kind for slot in slots}
+    chosen = kind if kind in found else slots[-1].kind
+    kept = [slot for slot in slots if slot.kind == chosen]
+    kept[0] = replace(kept[0], moment=slots[0].moment)
+    ends = [*(slot.moment for slot in kept[1:]), slots[-1].until]
+    return tuple(replace(slot, until=end) for slot, end in zip(kept, ends, strict=True))

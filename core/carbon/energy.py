@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal, Protocol
 
 from core.carbon.intensity import Intensity
@@ -62,6 +63,17 @@ class Original:
     intensity_kind: str | None = None
     intensity_source: str | None = None
     intensity_is_estimated: bool | None = None
+
+
+class Span(Protocol):
+    """A time that went into something of its own."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def started_at(self) -> datetime: ...
+    @property
+    def ended_at(self) -> datetime: ...
 
 
 class MeteredRow(Protocol):
@@ -164,3 +176,22 @@ def _row(
         zone=None if slot is None else slot.zone,
         attempt=attempt,
     )
+
+
+def during(
+    rows: Sequence[MeteredRow], spans: Iterable[Span]
+) -> Iterator[tuple[Span, MeteredRow, float]]:
+    """Every row that meets a span, with the share of the row's time inside it, above 0.
+
+    Args:
+        rows: by their beginnings. Looked up, not walked through for each span: a job of a week has
+            hundreds of spans and hundreds of thousands of rows.
+    """
+    begun = [row.started_at for row in rows]
+    longest = max((row.ended_at - row.started_at for row in rows), default=timedelta(0))
+    for span in spans:
+        first = bisect_left(begun, span.started_at - longest)
+        for row in rows[first : bisect_left(begun, span.ended_at)]:
+            both = min(row.ended_at, span.ended_at) - max(row.started_at, span.started_at)
+            if both > timedelta(0):
+                yield span, row, both / (row.ended_at - row.started_at)

@@ -23,6 +23,7 @@ from core.carbon.evidence import Evidence
 _HALF_DIGIT = Fraction(1, 2 * 10**6)
 #: of the binary arithmetic that made the figure: absolute, and per amount
 _HAIR = Fraction(1, 10**8)
+_ZERO = Fraction(0)
 _J_PER_WH = 3600
 _J_PER_KWH = 3_600_000
 _WH_PER_KWH = 1000
@@ -182,18 +183,27 @@ def _overheads(
     pue, kind = Fraction(report["pue"]), report["intensity_g_per_kwh"]["kind"]
     stated = {line["name"]: line for line in report["overheads"]}
     for name in sorted({s.kind for s in spans} | set(stated)):
-        energy_wh = grams = Fraction(0)
+        energy_wh = grams = _ZERO
         for span in (s for s in spans if s.kind == name):
-            for row in rows:
-                both = min(row.ended_at, span.ended_at) - max(row.started_at, span.started_at)
-                if both > timedelta(0):
-                    share = Fraction(_micros(both), _micros(row.ended_at - row.started_at))
-                    energy_wh += Fraction(row.energy_j) * share / _J_PER_WH
-                    grams += _row_g(row, kind, pue) * share
+            for row, share in _met(rows, span):
+                energy_wh += _energy_wh(row) * share
+                grams += _row_g(row, kind, pue) * share
         line = stated.get(name, {})
         figure = f"overheads.{name}"
         yield Check(figure=f"{figure}.energy_wh", stated=line.get("energy_wh"), exact=energy_wh)
         yield Check(figure=f"{figure}.co2e_g", stated=line.get("co2e_g"), exact=grams)
+
+
+def _met(rows: Sequence[MeteredRow], span: OverheadRow) -> Iterator[tuple[MeteredRow, Fraction]]:
+    """Rows that meet the span, and the share of their time inside it."""
+    for row in rows:
+        both = min(row.ended_at, span.ended_at) - max(row.started_at, span.started_at)
+        if both > timedelta(0):
+            yield row, Fraction(_micros(both), _micros(row.ended_at - row.started_at))
+
+
+def _energy_wh(row: MeteredRow) -> Fraction:
+    return Fraction(row.energy_j) / _J_PER_WH
 
 
 def _micros(length: timedelta) -> int:
@@ -251,6 +261,8 @@ class _Full:
     """Full fine-tuning from submission on; energy with PUE."""
 
     wh: Fraction
+    #: the part of it that does not go with FLOPs
+    fixed_wh: Fraction
     duration_s: Fraction
     intensity: Fraction
     #: grams at the least, as stated, and at the most
@@ -263,24 +275,35 @@ def _full(report: dict[str, Any], evidence: Evidence) -> _Full | None:
         return None
     rows, tokens = evidence.samples, evidence.trained_tokens
     if evidence.full_j_per_token is not None and evidence.full_s_per_token is not None and tokens:
-        wh = Fraction(evidence.full_j_per_token) * tokens / _J_PER_WH
+        wh, fixed_wh = Fraction(evidence.full_j_per_token) * tokens / _J_PER_WH, Fraction(0)
         duration_s = Fraction(evidence.full_s_per_token) * tokens
         factors = _CALIBRATION
     else:
         ratio = Fraction(evidence.full_flops) / Fraction(evidence.spent_flops)
-        wh = _wh(rows) * ratio
-        duration_s = _held_s(report, rows) * ratio
-        factors = (min(Fraction(1), 1 / ratio), max(Fraction(1), 1 / ratio))
+        spent_wh, held_s = _wh(rows), _held_s(report, rows)
+        fixed_s = min(_fixed_s(evidence.overheads), held_s)
+        fixed_wh = spent_wh * fixed_s / held_s if held_s else _ZERO
+        wh = fixed_wh + (spent_wh - fixed_wh) * ratio
+        duration_s = fixed_s + (held_s - fixed_s) * ratio
+        ends = (spent_wh, spent_wh * ratio)
+        factors = (min(ends) / wh, max(ends) / wh)
     wh *= Fraction(report["pue"])
     intensity = _mean_of_grid(report, evidence, duration_s)
     grams = wh * intensity / _WH_PER_KWH
     low, high = factors
     return _Full(
         wh=wh,
+        fixed_wh=fixed_wh * Fraction(report["pue"]),
         duration_s=duration_s,
         intensity=intensity,
         grams=(grams * low, grams, grams * high),
     )
+
+
+def _fixed_s(spans: Sequence[OverheadRow]) -> Fraction:
+    """Of everything beside steps and selections."""
+    lengths = (_micros(s.ended_at - s.started_at) for s in spans if s.kind != "selection")
+    return Fraction(sum(lengths), _MICROS_PER_S)
 
 
 def _held_s(report: dict[str, Any], rows: Sequence[MeteredRow]) -> Fraction:
@@ -334,10 +357,12 @@ def _savings(report: dict[str, Any], evidence: Evidence, full: _Full) -> Iterato
     low, full_g, high = full.grams
     saved = full_g - spent_g
     used = _wh(rows) * pue / full.wh
-    share = used
+    modelled = used
     if evidence.spent_flops > 0 and evidence.full_flops > 0:
+        fixed = full.fixed_wh / full.wh
         share = Fraction(evidence.spent_flops) / Fraction(evidence.full_flops)
-    rho, efficiency = full_g * (1 - share), full_g * (share - used)
+        modelled = fixed + (1 - fixed) * share
+    rho, efficiency = full_g * (1 - modelled), full_g * (modelled - used)
     figures = {
         "co2e_g": (stated["co2e_g"], saved),
         "share": (stated["share"], saved / full_g),

@@ -168,12 +168,32 @@ def test_overhead_is_taken_by_time():
 def test_baseline_follows_the_hours_after_submission():
     effort = modelled_effort(energy_j=KWH_J, active_s=3600, spent_flops=1e15, full_flops=2e15)
     assert (effort.energy_j, effort.duration_s) == (2 * KWH_J, 7200)
+    # a quarter of the hour went into what costs full fine-tuning the same
+    part = modelled_effort(
+        energy_j=KWH_J, active_s=3600, spent_flops=1e15, full_flops=2e15, fixed_s=900
+    )
+    assert part.energy_j == pytest.approx(1.75 * KWH_J)
+    assert (part.duration_s, part.fixed_j) == (6300, KWH_J / 4)
+    assert (part.low_j, part.high_j) == (KWH_J, 2 * KWH_J)
     against = baseline(effort, submitted_at=T0, slots=[slot(300, 0, 1), slot(500, 1, 2)], pue=1.5)
     assert against.intensity_g_per_kwh == pytest.approx(400)
     assert against.emissions_g == pytest.approx(1.5 * 2 * 400)
     # where the record ends, the last value is held: (1 x 300 + 1 x 300) / 2
     short = baseline(effort, submitted_at=T0, slots=[slot(300, 0, 1)], pue=1.0)
     assert short.intensity_g_per_kwh == pytest.approx(300)
+
+
+def test_what_does_not_go_with_flops_is_no_saving_and_no_loss():
+    """1 kWh at rho .5, a quarter of it preparation: full would have taken 1.75 kWh."""
+    effort = modelled_effort(
+        energy_j=KWH_J, active_s=3600, spent_flops=1e15, full_flops=2e15, fixed_s=900
+    )
+    against = baseline(effort, submitted_at=T0, slots=[slot(400, 0, 24)], pue=1.0)
+    savings = report([row(0, 1, 1, 400)], against=against, flops_share=0.5).savings
+    assert savings.emissions_g == pytest.approx(300)
+    assert savings.rho_g == pytest.approx(300)
+    assert savings.efficiency_g == pytest.approx(0, abs=1e-9)
+    assert savings.shifting_g == pytest.approx(0, abs=1e-9)
 
 
 def test_savings_by_hand():
@@ -217,6 +237,7 @@ def test_no_samples_is_a_report_too():
 OVERHEADS = [
     Overhead(kind="selection", started_at=at(0.0101), ended_at=at(0.0233)),
     Overhead(kind="selection", started_at=at(0.5), ended_at=at(0.51)),
+    Overhead(kind="preparation", started_at=at(0.001), ended_at=at(0.0101)),
 ]
 
 
@@ -302,7 +323,11 @@ def test_a_report_is_borne_out_by_its_samples_and_a_forged_one_is_not(cost):
     lost = wrong(body, fewer)
     assert lost >= {"co2e_g", "devices.gpu.energy_wh", "sci.g_per_model", "energy_wh.gpu"}
     found = wrong(body, dataclasses.replace(evidence, overheads=()))
-    assert found == {"overheads.selection.co2e_g", "overheads.selection.energy_wh"}
+    kinds = ("preparation", "selection")
+    lines = {f"overheads.{kind}.{part}" for kind in kinds for part in ("co2e_g", "energy_wh")}
+    assert {figure for figure in found if figure.startswith("overheads.")} == lines
+    # a modelled baseline takes preparation as it was
+    assert ("baseline.energy_wh" in found) is (cost is None)
     assert body["baseline"]["basis"] == ("modelled" if cost is None else "calibrated")
     assert body["unaccounted"]["gaps"][0]["started_at"] == "2026-05-01T08:01:40Z"
 
@@ -339,9 +364,34 @@ def test_a_measured_baseline_goes_before_a_modelled_one():
     assert against["intensity_g_per_kwh"] == pytest.approx(mean)
     assert against["co2e_g_range"]["high"] == pytest.approx(1.05 * against["co2e_g"])
     modelled = to_dict(full_report()[0])["baseline"]
-    assert modelled["energy_wh"] == pytest.approx(to_dict(told)["energy_wh"]["total"] * 7.7 / 3.3)
-    # if nothing of it went with FLOPs, full fine-tuning would have taken what this job took
-    assert modelled["co2e_g_range"]["low"] == pytest.approx(modelled["co2e_g"] * 3.3 / 7.7)
+    spent_wh = to_dict(told)["energy_wh"]["total"]
+    ends = modelled["co2e_g_range"]
+    # at the most everything goes with FLOPs; at the least full fine-tuning takes what this job took
+    assert ends["high"] / ends["low"] == pytest.approx(7.7 / 3.3)
+    assert ends["low"] / modelled["co2e_g"] == pytest.approx(spent_wh / modelled["energy_wh"])
+    assert spent_wh < modelled["energy_wh"] < spent_wh * 7.7 / 3.3
+
+
+def test_a_baseline_never_mixes_kinds():
+    """A marginal provider was away for two hours, at first and once more: averages stood in."""
+    grid = [
+        slot(50, 0, 1),
+        slot(400, 1, 2, kind="marginal"),
+        slot(50, 2, 3),
+        slot(800, 3, 4, kind="marginal"),
+    ]
+    facts = JobFacts(
+        job_id="j", submitted_at=T0, zone="XX", trained_tokens=1, spent_flops=1.0, full_flops=1.0
+    )
+    facts = dataclasses.replace(
+        facts, full_cost=Cost(s_per_token=4 * 3600, j_per_token=KWH_J, measured_by="job")
+    )
+    rows = [row(3, 4, 1, 800, kind="marginal")]
+    against = compose(facts, rows, [], signal=Grid(grid)).baseline
+    assert (against.kind, against.intensity_g_per_kwh) == ("marginal", pytest.approx(500))
+    assert [(s.moment, s.until) for s in against.slots] == [(at(0), at(3)), (at(3), at(4))]
+    averages = compose(facts, [row(3, 4, 1, 50)], [], signal=Grid(grid)).baseline
+    assert (averages.kind, averages.intensity_g_per_kwh) == ("average", pytest.approx(50))
 
 
 def test_holes_in_the_record():
