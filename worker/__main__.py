@@ -134,11 +134,11 @@ def run(
     eval_new_tokens: Annotated[int | None, typer.Option(help="Of an answer at most.")] = None,
 ) -> None:
     """Fine-tune with no server: model, metrics, answers and emissions report into a folder."""
-    from core.settings import Settings
+    from core.settings import read_settings
     from worker.run_local import print_result, run_local
 
-    settings = Settings()
-    train, validation = _files(train, validation, task, settings.home.expanduser() / "tasks")
+    settings = read_settings()
+    train, validation = _files(train, validation, task, settings.home / "tasks")
     spec = JobSpec(
         model=model,
         training_file=str(train.absolute()),
@@ -200,11 +200,11 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Figures instead of tables.")] = False,
 ) -> None:
     """Parameters, FLOPs, feasible rho and the plan for one, from a config alone."""
-    from core.settings import Settings
+    from core.settings import read_settings
     from worker.profile_model import print_profile, profile_model
 
     found = profile_model(
-        model, batch=batch, tokens=tokens, labels=labels, rho=rho, settings=Settings()
+        model, batch=batch, tokens=tokens, labels=labels, rho=rho, settings=read_settings()
     )
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
@@ -261,10 +261,10 @@ def ask(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
 ) -> None:
     """Ask a model the questions of a file; prints answers, loss and ROUGE as JSON."""
-    from core.settings import Settings
+    from core.settings import read_settings
     from worker.ask import ask as ask_model
 
-    settings = Settings()
+    settings = read_settings()
     result = ask_model(
         model,
         questions,

@@ -102,7 +102,7 @@ def load_model(
         try:
             loaded = _load(model_id, source, place)
         except (OSError, ValueError, httpx.HTTPError) as error:
-            tried.append(f"{source}: {_first_line(error)}")
+            tried.append(f"{source}: {_first_line(error).rstrip('.')}")
             continue
         if fingerprint is None or loaded.fingerprint == fingerprint:
             return loaded
@@ -132,7 +132,7 @@ def load_config(model: str, *, folder: str | Path | None = None, is_offline: boo
         try:
             return read()
         except (OSError, ValueError, httpx.HTTPError) as error:
-            tried.append(f"{source}: {_first_line(error)}")
+            tried.append(f"{source}: {_first_line(error).rstrip('.')}")
     raise ModelUnavailable(
         f"No configuration for {model!r}. Tried {'; '.join(tried)}.", param="model"
     )

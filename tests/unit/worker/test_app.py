@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from core.errors import StartRefused
 from core.settings import Settings
 from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, RUN_JOB, SWEEP
 from worker import tasks
+from worker.__main__ import cli
 from worker.app import make_app, terms_of
 
 
@@ -60,3 +63,18 @@ def test_a_nudge_wakes_and_a_sweep_nudges_again(settings: Settings):
 def test_a_worker_trains_past_its_lease_for_as_long_again(settings: Settings):
     terms = terms_of(settings)
     assert (terms.lease_s, terms.outage_grace_s, terms.poll_s) == (9.0, 9.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    "command", [["worker"], ["beat"], ["worker-health"], ["profile", "x"], ["ask", "--model", "x"]]
+)
+def test_commands_name_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "questions.jsonl").touch()
+    if command[0] == "ask":
+        command = [*command, "--questions", str(tmp_path / "questions.jsonl")]
+    monkeypatch.setenv("GREENTUNE_BROKER_URL", "nonsense")
+    done = CliRunner().invoke(cli, command)
+    assert isinstance(done.exception, StartRefused), done.output
+    assert done.exception.message.startswith("GREENTUNE_BROKER_URL is wrong: must begin with")
