@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from core.errors import GreentuneError, Unavailable
+from core.errors import GreentuneError, StartRefused, Unavailable
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # validation runs inside the upload: ten seconds per 100 MB
@@ -22,13 +23,22 @@ class ServerError(GreentuneError):
 
 
 class Client:
-    """One server and one key. Raises `ServerError` for refusals, `Unavailable` for no answer."""
+    """One server and one key. Raises `ServerError` for refusals, `Unavailable` for no answer.
+
+    Raises:
+        StartRefused: the URL is none, or the key cannot be one.
+    """
 
     def __init__(self, url: str, api_key: str) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
-        self._http = httpx.Client(
-            base_url=self.url, headers={"authorization": f"Bearer {api_key}"}, timeout=TIMEOUT
-        )
+        if not (api_key.isascii() and api_key.isprintable()):
+            raise StartRefused("GREENTUNE_API_KEY holds characters that no API key has.")
+        try:
+            self._http = httpx.Client(
+                base_url=self.url, headers={"authorization": f"Bearer {api_key}"}, timeout=TIMEOUT
+            )
+        except httpx.InvalidURL as error:
+            raise StartRefused(f"GREENTUNE_URL {url!r} is no URL: {error}.") from error
 
     def close(self) -> None:
         self._http.close()
@@ -56,7 +66,7 @@ class Client:
 
     def save(self, path: str, target: Path, **params: Any) -> Path:
         """Write the body of an answer to ``target``, which is left as it was by a refusal."""
-        with self._http.stream("GET", path, params=params) as response:
+        with self._answered(), self._http.stream("GET", path, params=params) as response:
             if response.is_error:
                 response.read()
                 raise _refusal(response)
@@ -86,19 +96,27 @@ class Client:
             time.sleep(every_s)
 
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
+        with self._answered():
             response = self._http.request(method, path, **options)
+        if response.status_code in (502, 503, 504):
+            raise Unavailable(_refusal(response).message)
+        if response.is_error:
+            raise _refusal(response)
+        try:
+            answer: dict[str, Any] = response.json()
+        except ValueError:
+            raise _refusal(response) from None
+        return answer
+
+    @contextmanager
+    def _answered(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.TransportError as error:
             raise Unavailable(
                 f"No answer from {self.url} ({error}). Is `greentune serve` running, and is "
                 "GREENTUNE_URL right?"
             ) from error
-        if response.status_code in (502, 503, 504):
-            raise Unavailable(_refusal(response).message)
-        if response.is_error:
-            raise _refusal(response)
-        answer: dict[str, Any] = response.json()
-        return answer
 
 
 def _refusal(response: httpx.Response) -> ServerError:

@@ -1,0 +1,63 @@
+"""The command line's client: whatever answers, or does not, is one sentence."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from api.client import Client, ServerError
+from core.errors import StartRefused, Unavailable
+
+
+class _Website(BaseHTTPRequestHandler):
+    """Answers every request with 200 and a page, as a server of something else would."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("content-length", "6")
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def website() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), _Website) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_what_is_no_url_or_no_key_is_refused() -> None:
+    with pytest.raises(StartRefused, match=r"GREENTUNE_URL .* is no URL"):
+        Client("http://[::1", "key")
+    for key in ("é", "a\nb"):
+        with pytest.raises(StartRefused, match="GREENTUNE_API_KEY"):
+            Client("http://127.0.0.1:1", key)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "ftp://host"])
+def test_no_answer_names_the_url_and_leaves_the_file_alone(url: str, tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("kept")
+    with closing(Client(url, "key")) as client:
+        for ask in (lambda: client.get("/v1/models"), lambda: client.save("/v1/x", target)):
+            with pytest.raises(Unavailable, match=f"No answer from {url} .*GREENTUNE_URL"):
+                ask()
+    assert target.read_text() == "kept"
+
+
+def test_another_kind_of_server_is_recognised(website: str) -> None:
+    with (
+        closing(Client(website, "key")) as client,
+        pytest.raises(ServerError, match="not a greentune server"),
+    ):
+        client.get("/v1/models")
