@@ -21,6 +21,8 @@ from core.training.interval import NOTHING_SPARED, Spared, reused_share
 from core.training.methods import Choice, Method, SelectionPoint
 
 _ENOUGH: Final = 0.95
+#: the cheapest step must stay affordable where a share is taken apart and put together again
+_ROUNDING: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +103,14 @@ def choose(
     *,
     step: int,
     rho: float,
+    measuring_steps: float = 0.0,
 ) -> Horizon:
     """Interval and selection after ``step`` steps.
+
+    Args:
+        measuring_steps: what measuring importance costs, in full fine-tuning's mean steps. It is
+            paid out of rho, as far as a step remains feasible: in short intervals it may not be,
+            and the share is then exceeded by the rest.
 
     Raises:
         RhoInfeasible: no interval pays for anything.
@@ -114,11 +122,13 @@ def choose(
         after = course.spared_over(step + n_steps, course.total_steps - step - n_steps)
         if not is_longest and method.rho_min(profile, after) > rho:
             continue
+        spared = course.spared_over(step, n_steps)
         point = SelectionPoint(
             profile=profile,
             rho=rho,
             measure_importance=measured,
-            spared=course.spared_over(step, n_steps),
+            spared=spared,
+            overhead=_overhead(method, profile, spared, rho, measuring_steps / n_steps),
         )
         try:
             found.append(Horizon(choice=method.choose(point), point=point, n_steps=n_steps))
@@ -126,6 +136,19 @@ def choose(
             if is_longest and not found:
                 raise
     return _shortest_of_the_best(found)
+
+
+def _overhead(
+    method: Method, profile: FlopsProfile, spared: Spared, rho: float, wanted: float
+) -> float:
+    """The part of ``rho`` for measuring: ``wanted``, or what the cheapest step leaves of it. None
+    where everything may be trained: that is full fine-tuning, or "efficient", which asks for no
+    share.
+    """
+    if not wanted or rho >= 1:
+        return 0.0
+    left = rho - method.rho_min(profile, spared) * (1 + _ROUNDING)
+    return min(wanted, max(left, 0.0))
 
 
 def _shortest_of_the_best(found: list[Horizon]) -> Horizon:

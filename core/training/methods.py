@@ -28,13 +28,20 @@ class SelectionPoint:
     """What a method may know when it chooses.
 
     ``measure_importance`` may be called again and again: it is measured once. ``spared``: over the
-    interval that the choice will be in force for.
+    interval that the choice will be in force for. ``overhead``: the part of ``rho`` that measuring
+    takes of that interval; steps have what is left.
     """
 
     profile: FlopsProfile
     rho: float
     measure_importance: Callable[[], Mapping[str, float]]
     spared: Spared = NOTHING_SPARED
+    overhead: float = 0.0
+
+    @property
+    def step_rho(self) -> float:
+        """Share that the mean step may cost."""
+        return self.rho - self.overhead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +69,10 @@ class Method(Protocol):
     def reselects(self) -> bool:
         """Whether a later selection point may choose otherwise."""
 
+    @property
+    def ranks(self) -> bool:
+        """Whether it chooses by importance."""
+
     def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
         """Lowest share of full fine-tuning's FLOPs that a mean step of this method can cost."""
 
@@ -80,6 +91,7 @@ class Everything:
 
     name: str
     reselects = False
+    ranks = False
 
     def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
         return mean_flops(profile, profile.trainable, spared) / profile.full_flops
@@ -107,6 +119,7 @@ class Green:
     is_efficient: bool = False
     name = "green"
     reselects = True
+    ranks = True
 
     def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
         return min_rho(profile, spared)
@@ -115,7 +128,7 @@ class Green:
         """Raises RhoInfeasible when no set fits."""
         importance = point.measure_importance()
         profile = point.profile
-        choice = _chosen(profile, importance, point.rho, point.spared, self.is_efficient)
+        choice = _chosen(point, profile, importance, point.spared, self.is_efficient)
         is_full_best = choice.full_ratio is not None and choice.full_ratio >= NEAR
         if self.is_efficient and is_full_best and point.rho >= 1:
             drop = math.fsum(importance.values())
@@ -149,6 +162,7 @@ class GreenLora:
     is_efficient: bool = False
     name = "green_lora"
     reselects = True
+    ranks = True
 
     def rho_min(self, profile: FlopsProfile, spared: Spared = NOTHING_SPARED) -> float:
         adapters = adapters_of(profile)
@@ -158,7 +172,7 @@ class GreenLora:
         """Raises RhoInfeasible when no adapter fits."""
         adapters = adapters_of(point.profile)
         profile, importance, spared = self._grouped(point)
-        chosen = _chosen(profile, importance, point.rho, spared, self.is_efficient)
+        chosen = _chosen(point, profile, importance, spared, self.is_efficient)
         taken = {name for adapter in chosen.names for name in adapters[adapter]}
         # training every adapter is not full fine-tuning
         return replace(
@@ -190,6 +204,7 @@ class LastK:
 
     k: int | None = None
     name = "last_k"
+    ranks = False
 
     @property
     def reselects(self) -> bool:
@@ -241,17 +256,17 @@ class LastK:
 
 
 def _chosen(
+    point: SelectionPoint,
     profile: FlopsProfile,
     importance: Mapping[str, float],
-    rho: float,
     spared: Spared,
     is_efficient: bool,
 ) -> Choice:
-    """What an importance chooses within ``rho``, whatever the names stand for."""
+    """What an importance chooses within the point's share, whatever the names stand for."""
     full_flops = profile.full_flops
     select: Callable[..., Selection] = select_efficient if is_efficient else select_over
-    chosen = select(profile, importance, rho * full_flops, spared)
-    asked = chosen.flops / full_flops if is_efficient else rho
+    chosen = select(profile, importance, point.step_rho * full_flops, spared)
+    asked = chosen.flops / full_flops if is_efficient else point.rho
     return Choice(
         names=chosen.names,
         rho=asked,

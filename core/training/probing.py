@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
+from core.training.importance import needs_probes
 from core.training.job import FitJob
-from core.training.step import Batch, first_samples
+from core.training.step import Batch, LossStep, StepInputs, first_samples
 
 #: a selection may cost one pair of probes, 1.1 full steps, for so many steps that it is in force:
 #: half a percent of their time where they take only .3 of a full step's; for fewer steps the probes
 #: have fewer samples
 _STEPS_PER_PAIR: Final = 800
 _MAX_PAIRS: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probes:
+    """``flops``: of measuring importance on all of them; ``full_steps``: the same in steps of full
+    fine-tuning, the mean one.
+    """
+
+    inputs: list[StepInputs]
+    flops: float
+    full_steps: float
+
+
+def draw_probes(job: FitJob, loss_step: LossStep, step: int) -> Probes:
+    """For a selection after ``step`` steps; none where the method's ranking takes none."""
+    drawn = probe_batches(job, step) if job.method.ranks and needs_probes(job.importance) else []
+    inputs = [loss_step.inputs(batch) for batch in drawn]
+    price = job.prices.of(job.profile.trainable)
+    flops = math.fsum(price(each.shape) for each in inputs)
+    full_step_flops = job.profile.full_flops * job.training.gradient_accumulation
+    return Probes(inputs=inputs, flops=flops, full_steps=flops / full_step_flops)
 
 
 def probe_batches(job: FitJob, step: int) -> list[Batch]:

@@ -10,7 +10,7 @@ import torch
 
 from core.errors import RhoInfeasible
 from core.training.hooks import Control
-from core.training.horizon import Course, lowest_rho
+from core.training.horizon import Course, choose, lowest_rho
 from core.training.interval import Spared
 from core.training.loop import fit
 from core.training.methods import method_named
@@ -144,3 +144,45 @@ def test_efficient_tells_what_it_chose_and_full_is_chosen_where_it_is_best():
     chosen = found.rho_planned
     at = max(share for rho, share in found.quality_curve if rho <= chosen * 1.05)
     assert at / chosen >= 0.9 * best
+
+
+def test_what_measuring_costs_is_paid_out_of_the_share():
+    rho, seen = 0.8, Steps()
+    job = dataclasses.replace(_green(rho=rho, n_epochs=12, selection_interval=12.0), reuse=None)
+    result = fit(job, hooks=[seen])
+    [selection] = seen.selections
+    full_steps = selection.flops / job.profile.full_flops
+    assert selection.rho == rho
+    assert selection.rho_planned <= rho - full_steps / job.total_steps < rho
+    # the first epoch's batches are the mean; others differ a little in padding
+    assert result.flops / result.full_flops <= rho * 1.01
+    assert result.flops > result.selection_flops > 0
+
+
+def test_where_measuring_leaves_too_little_the_cheapest_step_is_still_made():
+    lowest = _green(rho=1.0).profile.min_rho
+    seen = Steps()
+    job = _green(rho=lowest * 1.001, n_epochs=1)
+    fit(dataclasses.replace(job, reuse=None), hooks=[seen])
+    assert [s.rho_planned for s in seen.selections] == [pytest.approx(lowest)]
+
+
+@pytest.mark.parametrize("is_efficient", [False, True])
+def test_nothing_is_kept_back_where_everything_may_be_trained(is_efficient):
+    course = Course(total_steps=4, steps_per_epoch=4)
+    job = _green(rho=1.0)
+    importance = dict.fromkeys(job.profile.trainable, 1.0)
+    method = method_named("green", is_efficient=is_efficient)
+    found = [
+        choose(
+            course,
+            method,
+            job.profile,
+            lambda: importance,
+            step=0,
+            rho=1.0,
+            measuring_steps=measuring_steps,
+        ).choice
+        for measuring_steps in (0.0, 1.5)
+    ]
+    assert found[0] == found[1]

@@ -75,6 +75,7 @@ class Scripted:
     script: list
     name = "green"
     reselects = True
+    ranks = True
 
     def rho_min(self, profile, spared=NOTHING_SPARED):
         return min_rho(profile, spared)
