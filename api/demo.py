@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,6 +41,7 @@ SPLITS = {"--train": "256", "--validation": "24", "--test": "16"}
 N_SHOWN = 3
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 240.0
+HURRY_TIMEOUT_S = 30.0
 #: where a state folder of its own must not be led elsewhere
 _NOT_INHERITED = frozenset(
     f"GREENTUNE_{name}" for name in ("DATABASE_URL", "BROKER_URL", "OBJECTS_URL", "HOST", "PORT")
@@ -141,7 +143,7 @@ def serving(home: Path, environment: Mapping[str, str]) -> Iterator[str]:
             drain.start()
             yield first.partition(READY)[2].strip().removesuffix("/v1")
         finally:
-            _stop(process)
+            stop_serving(process)
             if drain.ident is not None:
                 drain.join()
 
@@ -258,13 +260,19 @@ def _worker(arguments: list[str], environment: Mapping[str, str]) -> str:
     return done.stdout
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
+def stop_serving(process: subprocess.Popen[str]) -> None:
+    """SIGTERM, and time for a checkpoint; a second Ctrl-C is passed on, which makes it hurry."""
     if process.poll() is not None:
         return
     process.terminate()
     try:
-        process.wait(STOP_TIMEOUT_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except KeyboardInterrupt:
+            # its death alone would let its worker finish the checkpoint first
+            process.send_signal(signal.SIGINT)
+            process.wait(HURRY_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 

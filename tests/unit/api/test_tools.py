@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from api.demo import stop_serving
 from api.main import create_app
 from api.report import print_report
 from api.serve import listening, locked, prepare_home
@@ -164,3 +167,32 @@ def test_ctrl_c_is_quiet_while_modules_are_loaded(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+HURRIED = 7
+SLOW_TO_STOP = f"""
+import signal, sys, threading
+signal.signal(signal.SIGINT, lambda *_: sys.exit({HURRIED}))
+signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
+print("ready", flush=True)
+threading.Event().wait()
+"""
+
+
+def test_a_second_ctrl_c_is_passed_on_to_the_server() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_STOP], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+        def interrupt_once_it_was_told() -> None:
+            assert process.stdout is not None
+            process.stdout.readline()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        impatient = threading.Thread(target=interrupt_once_it_was_told)
+        impatient.start()
+        stop_serving(process)
+        impatient.join()
+    assert process.returncode == HURRIED
