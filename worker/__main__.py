@@ -353,6 +353,9 @@ def main() -> None:
         sys.exit("\n".join(error.problems) or error.message)
     except GreentuneError as error:
         sys.exit(error.message)
+    except OSError as error:  # a full disk, a folder that may not be written
+        where = "" if error.filename is None else f" ({error.filename})"
+        sys.exit(f"Input or output failed: {error.strerror or error}{where}.")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from core.errors import Conflict
+from core.errors import Conflict, StartRefused
 from core.spec import JobSpec
 from core.training.hooks import Hook, StartRecord, StepRecord, ValidationRecord
 
@@ -88,9 +88,15 @@ class LocalFolder:
         """For one process at a time.
 
         Raises:
+            StartRefused: the folder cannot be made.
             Conflict: another `greentune run` works here.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartRefused(
+                f"The folder {self.path} cannot be made ({error.strerror}); choose another --out."
+            ) from error
         with (self.path / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
