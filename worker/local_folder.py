@@ -110,18 +110,21 @@ class LocalFolder:
     def begin(self, spec: JobSpec, files: Sequence[Path]) -> datetime:
         """Claim the folder for this job, or recognise it; returns when it was first asked for.
 
+        A job that was refused before any training (bad data, a rho too low) may be mended and asked
+        for again; what its attempts spent stays in the account.
+
         Raises:
             Conflict: the folder belongs to a job of another spec or other data.
         """
         job = self.path / "job.json"
         asked = spec.to_dict()
         hashes = [_sha256(file) for file in files]
-        if not job.exists():
-            now = datetime.now(UTC)
-            written = {"spec": asked, "data_sha256": hashes, "submitted_at": now.isoformat()}
+        found = json.loads(job.read_text()) if job.exists() else None
+        if found is None or not self._rho.exists():
+            since = datetime.now(UTC).isoformat() if found is None else found["submitted_at"]
+            written = {"spec": asked, "data_sha256": hashes, "submitted_at": since}
             job.write_text(json.dumps(written, indent=1))
-            return now
-        found = json.loads(job.read_text())
+            return datetime.fromisoformat(since)
         # options that came after the folder have their defaults
         if JobSpec.from_dict(found["spec"]).to_dict() != asked or found["data_sha256"] != hashes:
             raise Conflict(
@@ -132,10 +135,13 @@ class LocalFolder:
 
     def settle_rho(self, decide: Callable[[], float]) -> float:
         """Decided once per job: a later attempt goes on with what the first one began with."""
-        rho = self.path / "rho.json"
-        if not rho.exists():
-            rho.write_text(json.dumps(decide()))
-        return float(json.loads(rho.read_text()))
+        if not self._rho.exists():
+            self._rho.write_text(json.dumps(decide()))
+        return float(json.loads(self._rho.read_text()))
+
+    @property
+    def _rho(self) -> Path:
+        return self.path / "rho.json"
 
 
 class MetricsFile(Hook):

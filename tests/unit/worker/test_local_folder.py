@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from core.errors import Conflict, StartRefused
+from core.spec import JobSpec
 from worker.__main__ import main
 from worker.local_folder import LocalFolder
 
@@ -31,6 +33,23 @@ def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path):
         pass
     with folder.held():
         pass
+
+
+def test_a_job_that_never_trained_may_be_mended_in_its_folder(tmp_path: Path):
+    data = tmp_path / "train.jsonl"
+    folder = LocalFolder(path=tmp_path)
+
+    def begin(text: str, seed: int) -> datetime:
+        data.write_text(text)
+        return folder.begin(JobSpec(model="m", training_file=str(data), seed=seed), [data])
+
+    first = begin("a mistake", seed=1)
+    assert begin("mended", seed=2) == first
+    folder.settle_rho(lambda: 0.5)
+    assert begin("mended", seed=2) == first
+    for text, seed in (("other data", 2), ("mended", 3)):
+        with pytest.raises(Conflict, match="choose another --out"):
+            begin(text, seed)
 
 
 def test_output_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
