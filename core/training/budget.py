@@ -18,11 +18,17 @@ from core.training.rates import NOUNS, Rates, Sizes, priced, priced_spared
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The job's mean step and its course, both in the currency of ``rates`` (None: FLOPs)."""
+    """The job's mean step and its course, both in the currency of ``rates`` (None: FLOPs).
+
+    Attributes:
+        measuring_share: what measuring the rates took, as a share of the whole job's full
+            fine-tuning (both in FLOPs).
+    """
 
     profile: FlopsProfile
     course: Course
     rates: Rates | None = None
+    measuring_share: float = 0.0
 
     @property
     def currency(self) -> Currency:
@@ -37,7 +43,13 @@ def budget_of(job: FitJob, rates: Rates | None) -> Budget:
     if course.spared is not None:
         spared = priced_spared(course.spared, job.profile, rates, sizes)
         course = replace(course, spared=spared)
-    return Budget(profile=priced(job.profile, rates, sizes), course=course, rates=rates)
+    full_flops = job.profile.full_flops * sizes.micro_batches * job.total_steps
+    return Budget(
+        profile=priced(job.profile, rates, sizes),
+        course=course,
+        rates=rates,
+        measuring_share=rates.flops / full_flops,
+    )
 
 
 def sizes_of(job: FitJob) -> Sizes:

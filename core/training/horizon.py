@@ -104,6 +104,7 @@ def choose(
     step: int,
     rho: float,
     measuring_steps: float = 0.0,
+    measuring_share: float = 0.0,
 ) -> Horizon:
     """Interval and selection after ``step`` steps.
 
@@ -111,6 +112,8 @@ def choose(
         measuring_steps: what measuring importance costs, in full fine-tuning's mean steps. It is
             paid out of rho, as far as a step remains feasible: in short intervals it may not be,
             and the share is then exceeded by the rest.
+        measuring_share: what was measured once for the whole job, as a share of its full
+            fine-tuning; paid alike.
 
     Raises:
         RhoInfeasible: no interval pays for anything.
@@ -123,12 +126,13 @@ def choose(
         if not is_longest and method.rho_min(profile, after) > rho:
             continue
         spared = course.spared_over(step, n_steps)
+        wanted = measuring_steps / n_steps + measuring_share
         point = SelectionPoint(
             profile=profile,
             rho=rho,
             measure_importance=measured,
             spared=spared,
-            overhead=_overhead(method, profile, spared, rho, measuring_steps / n_steps),
+            overhead=_overhead(method, profile, spared, rho, wanted),
         )
         try:
             found.append(Horizon(choice=method.choose(point), point=point, n_steps=n_steps))

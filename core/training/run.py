@@ -160,6 +160,7 @@ class Run:
             step=self._state.step,
             rho=self._job.rho(self._state.step),
             measuring_steps=probes.full_steps,
+            measuring_share=self._budget.measuring_share,
         )
         choice, point = found.choice, in_flops(self._job, found, self._state.step)
         measured_rate = self._learning_rate

@@ -199,6 +199,28 @@ def test_rho_is_a_share_of_the_time_and_everything_is_told():
     assert result.train_duration_s > start.rates.duration_s > 0
 
 
+def test_measuring_is_paid_out_of_rho():
+    job, points = _timed(_job(rho=0.95, n_epochs=20)), []
+
+    class Spy:
+        """The method, and where it was asked."""
+
+        name, reselects, ranks = job.method.name, False, True
+        rho_min, quality = job.method.rho_min, job.method.quality
+
+        def choose(self, point):
+            points.append(point)
+            return job.method.choose(point)
+
+    seen = Records()
+    fit(dataclasses.replace(job, method=Spy()), hooks=[seen])
+    ((point,), (selection,), (start,)) = points, seen.selections, seen.starts
+    full_flops = job.total_steps * job.profile.full_flops * job.training.gradient_accumulation
+    assert job.total_steps == selection.n_steps == 60
+    assert point.overhead == pytest.approx((start.rates.flops + selection.flops) / full_flops)
+    assert selection.rho_planned <= 0.95 - point.overhead
+
+
 def test_last_blocks_are_as_many_as_the_time_pays_for():
     job, seen = _timed(_job(rho=0.8, method="last_k", max_steps=1)), Records()
     fit(job, hooks=[seen])
