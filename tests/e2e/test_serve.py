@@ -133,11 +133,11 @@ def test_ctrl_c_gives_a_running_job_back(server: Server, home: Path, chat_lines:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    """/dev/full refuses every byte; a home on it cannot be written."""
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "tmp").symlink_to("/dev/full")
+    """/dev/full refuses every byte, as a full disk does."""
+    (tmp_path / "home" / "tmp").mkdir(parents=True)
+    (tmp_path / "home" / "tmp" / "probe").symlink_to("/dev/full")
     done = run_greentune("serve", environment=environment_of(tmp_path / "home"))
-    assert "cannot be written" in one_sentence(done)
+    assert "cannot be written (No space left on device)" in one_sentence(done)
 
 
 def test_what_is_away_at_the_start_is_said(tmp_path: Path) -> None:
