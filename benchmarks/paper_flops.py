@@ -30,7 +30,7 @@ PAPER_TOKENS: Final = 512
 #: of an answer of FLAN-T5; the paper does not say
 PAPER_ANSWER_TOKENS: Final = 64
 PAPER_K: Final = 2
-ABLATION_RHO: Final = 0.5
+ABLATION_RHOS: Final = (0.5, 0.7)
 SWEEP: Final = (0.36, 0.4, 0.5, 0.6, 0.7, 0.8)
 SIZES: Final = (
     "SmolLM2-135M", "OPT-125M", "OPT-350M", "OPT-2.7B", "BLOOMZ-560M", "BLOOMZ-3B",
@@ -66,7 +66,8 @@ GREEN: Final = tuple(Contender(method="green", rho=rho) for rho in SWEEP)
 GREEN_LORA: Final = tuple(Contender(method="green_lora", rho=rho) for rho in (0.5, 0.6))
 MAIN: Final = (*BASELINES, *(c for c in GREEN if c.rho in {0.5, 0.7}), *GREEN_LORA)
 ABLATION: Final = tuple(
-    Contender(method="green", rho=ABLATION_RHO, importance=importance)
+    Contender(method="green", rho=rho, importance=importance)
+    for rho in ABLATION_RHOS
     for importance in ("importance", "fisher", "magnitude", "random")
 )
 #: the paper's PFLOPs are multiply-adds; here doubled. SciTLDR, its table 2

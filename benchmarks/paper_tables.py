@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +37,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from paper_flops import (  # beside this file
     ABLATION,
-    ABLATION_RHO,
     FULL,
     GREEN,
     MAIN,
@@ -357,13 +356,13 @@ def _quality_part(
         _runs_table(MAIN, runs, paper=PAPER_ROUGE),
         "### Rho",
         _runs_table((FULL, *GREEN), runs),
-        f"### What tensors are ranked by, at rho {ABLATION_RHO:g}",
+        "### What tensors are ranked by",
         _runs_table(ABLATION, runs),
     ]
 
 
 def _runs_table(
-    contenders: Iterable[Contender],
+    contenders: Sequence[Contender],
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     paper: Mapping[str, str] | None = None,
@@ -375,7 +374,9 @@ def _runs_table(
     rows = []
     for contender in contenders:
         found = runs[contender.label]
-        if found and "rho_min" in found[0]:
+        if not found:
+            continue
+        if "rho_min" in found[0]:
             row = [contender.label, f"not feasible here, lowest {found[0]['rho_min']:.3f}"]
             rows.append(row + [""] * (len(head) - 2))
             continue
@@ -389,7 +390,8 @@ def _runs_table(
             *(mean_text(found, name, ".1f") for name in ROUGES),
         ]
         rows.append(row if paper is None else [*row, paper.get(contender.label, "")])
-    return table(head, rows)
+    absent = ", ".join(c.label for c in contenders if not runs[c.label])
+    return table(head, rows) + (f"\n\nNo runs yet: {absent}." if absent else "")
 
 
 if __name__ == "__main__":

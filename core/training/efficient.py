@@ -8,10 +8,10 @@ optimum, exact where the curve is (`selector` has the bound elsewhere). No itera
 Which rate. The first-order drop is proportional to the learning rate, and the rule for rates
 (`schedule`) gives a smaller share a higher one. Sets are compared at **one common rate** all the
 same: the higher rate makes up for the little that is moved, and a prediction five times further
-along the same straight line would credit a small set with more than first order can tell. This is
-a choice, not a measurement: the only runs to hold it against (SmolLM2-135M at about equal time, one
-seed: rho .7 at 2e-4 2.640, full at 1e-4 2.699, .5 at 3e-4 2.798, .4 at 5e-4 2.918 validation loss)
-did not have the smallest share in front, but predicted drops were not recorded in them.
+along the same straight line would credit a small set with more than first order can tell. What was
+measured (docs/learning.md, "Predicted and realised") speaks against this at the start of a run:
+realised drops per FLOP fall with the share where predictions at a common rate rise. Later in a run
+nothing was measured.
 """
 
 from __future__ import annotations
