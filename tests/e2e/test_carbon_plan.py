@@ -48,10 +48,10 @@ RECORDED = timedelta(hours=4)
 DEADLINE = timedelta(minutes=15)
 #: or so many times what a run without pauses took: four starts, and waits half as long again
 TIMES_PLAIN = 12
-STEPS = 480 if REAL_MODEL is None else 16
+STEPS = 480 if REAL_MODEL is None else 80
 BATCH_SIZE = 4 if REAL_MODEL is None else 1
 #: every suspension comes after so many more steps
-STEPS_A_STRETCH = 25 if REAL_MODEL is None else 4
+STEPS_A_STRETCH = 25 if REAL_MODEL is None else 6
 #: of waiting for anything
 PATIENCE_S = 1200.0 if REAL_MODEL is None else 3000.0
 
