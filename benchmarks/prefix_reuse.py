@@ -29,7 +29,7 @@ from core.data.demo import build
 from core.settings import DEMO_MODEL, Settings
 from core.spec import GreenOptions, JobSpec, Method
 from core.training.hooks import FitResult, Hook, StepRecord
-from core.training_options import PrefixReuseChoice, TrainingOptions
+from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare, train
 
 RHOS = (0.7, 0.5, 0.4)
@@ -123,6 +123,7 @@ def _prepare(file: Path, arguments: argparse.Namespace) -> Prepared:
             batch_size=arguments.batch_size,
             learning_rate=RATE,
             selection_interval=ONE_SELECTION_EPOCHS,
+            prefix_reuse="on",
         ),
         green=GreenOptions(method="green", rho=RHOS[0]),
     )
@@ -148,8 +149,10 @@ def _train(prepared: Prepared, base: dict[str, torch.Tensor], each: Contender) -
         prepared.spec,
         green=replace(prepared.spec.green, method=method, rho=each.rho),
     )
-    reuse: PrefixReuseChoice = "on" if each.is_reusing else "off"
-    job = replace(prepared, spec=spec, training=replace(prepared.training, prefix_reuse=reuse))
+    assert prepared.reuse is not None, "it was asked for"
+    # selections that do not count on stored rows, so that both runs of a rho train the same
+    reuse = replace(prepared.reuse, spared=None) if each.is_reusing else None
+    job = replace(prepared, spec=spec, reuse=reuse)
     watch = Watch()
     result = train(job, rho=lambda _step: each.rho, hooks=[watch])
     weights = {n: p.detach().cpu().clone() for n, p in prepared.loaded.model.named_parameters()}
