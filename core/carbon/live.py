@@ -2,19 +2,22 @@
 
 Order of answers for a moment: the provider's slot; the last value known, for as long as the stated
 staleness; the zone's static average; the world's. Never 0 g, never an exception but for a zone
-that nobody knows. A failed request is not repeated within ``retry``; one that takes longer than
-``patience`` goes on by itself, and until it is answered there is what was known before. The reason
-why a value stands in is part of its source.
+that nobody knows. A failed request is not repeated within ``retry``. Threads that ask for the same
+share one request and wait for it together; one that takes longer than ``patience`` goes on by
+itself, and until it is answered there is what was known before. The reason why a value stands in
+is part of its source.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from core.carbon.forecast import expect
 from core.carbon.intensity import (
@@ -50,6 +53,30 @@ _UNSURE = timedelta(days=3)
 _MOST_SLOTS = 2_016
 #: characters of a reason in a source, which is stored with every sample
 _MOST_SAID = 120
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """One that is under way.
+
+    Args:
+        meanwhile: what is known until it is answered.
+        sent_s: on the monotonic clock.
+    """
+
+    meanwhile: Known
+    answer: Future[Known] = field(default_factory=Future)
+    sent_s: float = field(default_factory=time.monotonic)
+
+    def known(self, patience: timedelta | None) -> Known:
+        """Its answer; what is known meanwhile where that takes longer than the patience."""
+        if patience is None:
+            return self.answer.result()
+        left_s = self.sent_s + patience.total_seconds() - time.monotonic()
+        try:
+            return self.answer.result(max(left_s, 0.0))
+        except TimeoutError:
+            return self.meanwhile
 
 
 class LiveSignal:
@@ -93,6 +120,9 @@ class LiveSignal:
         self._clock = clock
         #: spares the store's round trip between two requests
         self._local: dict[str, Known] = {}
+        #: of this process, by key; held together with `_local` under the lock
+        self._under_way: dict[str, _Request] = {}
+        self._lock = threading.Lock()
 
     def at(self, zone: str, moment: datetime) -> Intensity:
         known = self._recent(normal_zone(zone), moment)
@@ -155,23 +185,34 @@ class LiveSignal:
     ) -> Known:
         key = self._key(what, area)
         now = self._clock()
+        with self._lock:
+            request = self._under_way.get(key)
+            is_ours = request is None
+            if request is None:
+                known, text = self._look(key, refresh, now)
+                if self._is_fresh(known, refresh, now):
+                    self._local[key] = known
+                    return known
+                # said before asking: another process that comes meanwhile takes what there is
+                trouble = f"{self._name} has not answered yet."
+                waiting = replace(known, asked_at=now, trouble=trouble, is_pending=True)
+                request = self._under_way[key] = _Request(waiting)
+                self._local[key] = waiting
+        if is_ours:
+            known = replace(known, is_pending=False)
+            since = (text, request.meanwhile)
+            self._send(key, request, lambda: self._asked(what, area, known, ask, since=since))
+        return request.known(self._patience)
+
+    def _look(self, key: str, refresh: timedelta, now: datetime) -> tuple[Known, str | None]:
+        """What is known, and the stored text if that had to be read."""
         known, text = self._local.get(key, Known()), None
         if known.is_pending or not self._is_fresh(known, refresh, now):
             text = self._store.load(key)
             stored = Known.from_text(text)
             if not known.is_pending or stored.asked_at is not None:
                 known = stored
-        if self._is_fresh(known, refresh, now):
-            self._local[key] = known
-            return known
-        # said before asking: whoever comes meanwhile takes what there is
-        trouble = f"{self._name} has not answered yet."
-        waiting = replace(known, asked_at=now, trouble=trouble, is_pending=True)
-        self._local[key] = waiting
-        known = replace(known, is_pending=False)
-        return self._in_time(
-            lambda: self._asked(what, area, known, ask, since=(text, waiting)), otherwise=waiting
-        )
+        return known, text
 
     def _asked(
         self,
@@ -224,23 +265,24 @@ class LiveSignal:
                 f"{self._name} told what cannot be read ({type(error).__name__})."
             ) from error
 
-    def _in_time(self, request: Callable[[], Known], *, otherwise: Known) -> Known:
-        """Its answer; ``otherwise`` where that takes too long: it then goes on in a thread."""
-        if self._patience is None:
-            return request()
-        answer: Future[Known] = Future()
+    def _send(self, key: str, request: _Request, ask: Callable[[], Known]) -> None:
+        """Answers the request, in a thread of its own where callers may run out of patience."""
 
-        def ask() -> None:
+        def work() -> None:
             try:
-                answer.set_result(request())
+                known = ask()
             except BaseException as error:  # noqa: BLE001  raised where the answer is taken
-                answer.set_exception(error)
+                answered = partial(request.answer.set_exception, error)
+            else:
+                answered = partial(request.answer.set_result, known)
+            with self._lock:
+                del self._under_way[key]
+            answered()
 
-        threading.Thread(target=ask, name="carbon-signal", daemon=True).start()
-        try:
-            return answer.result(self._patience.total_seconds())
-        except TimeoutError:
-            return otherwise
+        if self._patience is None:
+            work()
+        else:
+            threading.Thread(target=work, name="carbon-signal", daemon=True).start()
 
     def _is_fresh(self, known: Known, refresh: timedelta, now: datetime) -> bool:
         pause = self._retry if known.trouble else refresh

@@ -91,8 +91,10 @@ class Fetcher:
     ) -> httpx.Response:
         """The answer, whatever its status below 500 except 429; those are retried.
 
+        A redirect is refused: the token would go wherever it points.
+
         Raises:
-            SignalUnavailable: no answer in time, too many requests, or only server errors.
+            SignalUnavailable: no answer in time, too many requests, only server errors, a redirect.
         """
         reason = ""
         for attempt in range(_TRIES):
@@ -117,6 +119,10 @@ class Fetcher:
             if answer.is_server_error:
                 reason = f"it answers {answer.status_code}"
                 continue
+            if answer.has_redirect_location:
+                raise SignalUnavailable(
+                    f"{self.name}: it redirects ({answer.status_code}), which is not followed."
+                )
             return answer
         raise SignalUnavailable(f"{self.name}: {reason}, {_TRIES} times.")
 

@@ -59,3 +59,16 @@ def test_our_own_limit_comes_first(server, waits):
     with pytest.raises(SignalUnavailable, match="used up"):
         client.current("DE", NOW)
     assert len(server.seen) == 2
+
+
+def test_a_redirect_is_not_followed_with_the_token(server, waits):
+    server.answer("/x", {}, 302, {"Location": f"{server.url}/elsewhere"})
+    with pytest.raises(SignalUnavailable, match=r"it redirects \(302\), which is not followed"):
+        fetcher(server, waits).get("/x")
+    assert [path for path, *_ in server.seen] == ["/x"]
+
+
+def test_a_connection_that_is_cut_in_the_answer_is_tried_again(server, waits):
+    server.answer("/x", {"a": 1}, is_cut=True)
+    server.answer("/x", {"a": 2}, then=True)
+    assert fetcher(server, waits).get("/x").json() == {"a": 2}

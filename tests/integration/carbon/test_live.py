@@ -164,6 +164,30 @@ def test_who_asks_at_the_very_same_moment_asks_once(server, waits):
     assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize("patience", [None, timedelta(minutes=1)])
+def test_threads_of_one_process_wait_for_the_same_answer(server, waits, patience):
+    """A meter and a plan that look in the same moment: neither counts with a stand-in."""
+    healthy(server, NOW)
+    (answer,) = server.script["/carbon-intensity/history"]
+    server.answer("/carbon-intensity/history", answer.body, hang_s=600)
+    provider = ElectricityMaps(Fetcher("Electricity Maps", server.url))
+    signal = LiveSignal(provider, clock=Clock(NOW), patience=patience)
+    told = []
+    threads = [threading.Thread(target=lambda: told.append(signal.at("DE", NOW))) for _ in range(4)]
+    threads[0].start()
+    while not server.seen:
+        threads[0].join(0.01)
+    for thread in threads[1:]:
+        thread.start()
+        thread.join(0.2)
+        assert thread.is_alive(), "it waits with the first"
+    server.release.set()
+    for thread in threads:
+        thread.join(30)
+    assert [intensity.value_g_per_kwh for intensity in told] == [300] * 4
+    assert len(server.seen) == 1
+
+
 def test_an_asker_that_died_is_not_waited_for_for_long(server, waits):
     clock, store = Clock(NOW), MemoryStore()
     healthy(server, NOW)

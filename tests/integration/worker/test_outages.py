@@ -37,6 +37,7 @@ LONG = "away for hours"
 #: fault -> what the record gives as its reason
 FAULTS = {
     "refused": "cannot be reached",
+    "cut off": "cannot be reached (RemoteProtocolError)",
     "timeout": "did not answer in time",
     "slow drip": "did not answer in time",
     "401": "the token is refused",
@@ -44,6 +45,8 @@ FAULTS = {
     "404": "does not know zone",
     "429": "too many requests",
     "500": "it answers 500",
+    "redirect": "it redirects (302), which is not followed",
+    "endless": "longer than 8 MiB",
     "garbage": "without JSON",
     "NaN": "cannot be an intensity",
     "negative": "cannot be an intensity",
@@ -63,6 +66,8 @@ REFUSALS: dict[str, dict[str, Any]] = {
     "404": {"status": 404},
     "429": {"status": 429, "headers": {"Retry-After": "2"}},
     "500": {"status": 500},
+    "redirect": {"status": 302, "headers": {"Location": "/carbon-intensity/elsewhere"}},
+    "cut off": {"is_cut": True},
     LONG: {"status": 503},
 }
 Body = dict[str, Any]
@@ -90,6 +95,7 @@ def aged(row: Body) -> Body:
 
 #: faults of content
 BODIES: dict[str, Callable[[Body], Any]] = {
+    "endless": lambda body: b" " * 9 * 1024**2 + json.dumps(body).encode(),
     "garbage": lambda _: b"\x00<html>maintenance</html>",
     "NaN": worth(float("nan")),
     "negative": worth(-GOOD),
@@ -103,9 +109,8 @@ BODIES: dict[str, Callable[[Body], Any]] = {
 class Grid:
     """Electricity Maps as the script wants it to be: a `Provider` over a real connection."""
 
-    def __init__(self, clock: Callable[[], datetime]) -> None:
+    def __init__(self) -> None:
         self.server = ProviderServer()
-        self._clock = clock
         self._fault: str | None = None
         #: a good answer may take its time on a busy machine, a slow one is given up soon
         self._patient, self._impatient = (
@@ -135,24 +140,23 @@ class Grid:
     def forecast(self, zone: str, now: datetime) -> tuple[Intensity, ...]:
         return self._provider.forecast(zone, now)
 
-    def play(self, fault: str | None) -> None:
-        """From now on."""
+    def play(self, fault: str | None, hour: datetime) -> None:
+        """From now on, with good values as they are known in this hour."""
         if (self._fault == "refused") != (fault == "refused"):
             (self.server.go_away if fault == "refused" else self.server.come_back)()
         self._fault = fault
         for path in ("history", "latest", "forecast"):
-            body, more = self._body(path), {}
+            body, more = self._body(path, hour), {}
             if fault in BODIES:
                 body = BODIES[fault](body)
             elif fault is not None:
                 body, more = {"error": fault}, REFUSALS[fault]
-            if fault == "slow drip":
-                body = json.dumps(self._body(path)).encode()
+            if fault in ("slow drip", "cut off"):
+                body = json.dumps(self._body(path, hour)).encode()
             self.server.answer(f"/carbon-intensity/{path}", body, **more)
 
-    def _body(self, path: str) -> dict[str, Any]:
-        hour = self._clock().replace(minute=0)
-
+    @staticmethod
+    def _body(path: str, hour: datetime) -> dict[str, Any]:
         def row(offset: int) -> dict[str, Any]:
             return {"datetime": (hour + offset * HOUR).isoformat(), "carbonIntensity": GOOD}
 
@@ -176,8 +180,9 @@ class Hours(Hook):
     def on_step(self, record: StepRecord) -> None:
         clock = self._desk.clock
         begin = clock.now
+        # before the hour begins: the meter, on its own thread, asks as soon as it has begun
+        self._grid.play(self._script[record.step - 1], begin + HOUR)
         clock.now += HOUR
-        self._grid.play(self._script[record.step - 1])
         sample = EnergySample(
             started_at=begin,
             ended_at=clock.now,
@@ -198,8 +203,8 @@ SCRIPT = [fault for name in FAULTS for fault in (None, *[name] * (6 if name == L
 def desk(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Planned]:
     before = signals.getsignal(signals.SIGTERM)
     desk = Planned(tmp_path, tiny_model, "d")
-    grid = Grid(desk.clock)
-    grid.play(None)
+    grid = Grid()
+    grid.play(None, desk.start)
     signal = LiveSignal(
         grid,
         staleness=STALENESS,
