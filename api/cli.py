@@ -40,6 +40,7 @@ HANDED_OVER = {
     "demo-data": "Write the demo's data set.",
     "ask": "Ask a model questions from a file.",
     "beat": "Ask for sweeps only, for deployments that run the clock on its own.",
+    "beat-health": "Exit 0 if this host's clock has reached the broker lately.",
     "worker-health": "Exit 0 if this host's worker is alive.",
 }
 

@@ -43,7 +43,7 @@ def worker(
 @cli.command()
 def beat() -> None:
     """Only ask for sweeps: for deployments that run the clock on its own."""
-    from worker.app import beat as run_beat
+    from worker.clock import beat as run_beat
 
     run_beat()
 
@@ -54,6 +54,14 @@ def worker_health() -> None:
     from worker.app import is_present
 
     sys.exit(not is_present())
+
+
+@cli.command()
+def beat_health() -> None:
+    """Exit 0 if this host's clock has reached the broker lately."""
+    from worker.clock import is_beating
+
+    sys.exit(not is_beating())
 
 
 @cli.command()

@@ -42,8 +42,8 @@ REVISE_EVERY_S: Final = 3_600.0
 # Tasks last milliseconds; a second thread lets a sweep wait for the database, and a revision for
 # the grid's provider, without holding up a nudge. Jobs run in the supervisor's slots, never here.
 TASK_THREADS: Final = 2
-# In memory: the sweep is due soon after every start anyway, and a schedule file would need a
-# writable folder.
+# In memory: the sweep is due soon after every start anyway, and a schedule file would be one more
+# thing to keep.
 BEAT_SCHEDULER: Final = "celery.beat:Scheduler"
 
 
@@ -118,7 +118,7 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
         slots: jobs trained at a time; None: as set.
         beat: also ask for sweeps (idempotent: any number of workers may).
     """
-    _log_to_stderr()
+    log_to_stderr()
     settings = read_settings()
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
     database = open_database(settings.resolved_database_url)
@@ -201,12 +201,6 @@ def _listen(app: Celery, name: str, *, beat: bool) -> int:
     return int(worker.exitcode or 0)
 
 
-def beat() -> None:
-    """Only ask for sweeps: for deployments that run the clock on its own."""
-    _log_to_stderr()
-    make_app(read_settings()).Beat(scheduler_cls=BEAT_SCHEDULER, quiet=True).run()
-
-
 def is_present(within_s: float = 30.0) -> bool:
     """Whether a worker on this host has reported to the database lately: a container's health."""
     database = open_database(read_settings().resolved_database_url)
@@ -237,7 +231,8 @@ def training_command(claim: Claim, *, shares_host: bool) -> list[str]:
     return [*command, "--shares-host"] if shares_host else command
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """What a worker or a clock has to say, a line each, with its time."""
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     # a line for every sweep, several times a minute, would bury what happens to jobs
     for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):

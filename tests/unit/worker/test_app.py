@@ -66,7 +66,15 @@ def test_a_worker_trains_past_its_lease_for_as_long_again(settings: Settings):
 
 
 @pytest.mark.parametrize(
-    "command", [["worker"], ["beat"], ["worker-health"], ["profile", "x"], ["ask", "--model", "x"]]
+    "command",
+    [
+        ["worker"],
+        ["beat"],
+        ["beat-health"],
+        ["worker-health"],
+        ["profile", "x"],
+        ["ask", "--model", "x"],
+    ],
 )
 def test_commands_name_a_wrong_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: list[str]
