@@ -1,4 +1,4 @@
-"""The clock that runs apart from the workers: its requests reach the broker, and its health says so."""
+"""The clock that runs apart from the workers: its requests reach the broker, its health says so."""
 
 from __future__ import annotations
 
