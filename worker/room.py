@@ -47,7 +47,15 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
         return candidates
 
     try:
-        found = choose(job.course, job.method, job.profile, measure, step=0, rho=rho)
+        found = choose(
+            job.course,
+            job.method,
+            job.profile,
+            measure,
+            step=0,
+            rho=rho,
+            rate=job.peak_learning_rates,
+        )
         return estimate(
             job.model,
             found.choice.names,

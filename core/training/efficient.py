@@ -1,17 +1,17 @@
 """rho "efficient": the selection with the highest predicted loss drop per FLOP.
 
-The objective importance(S) / cost(S) is a fraction, but its best set is the best of *its own* cost:
-a set of the same cost and more importance would have the higher ratio. So the maximum lies on the
-value curve (best importance for every budget), and the best ratio over the curve's points is the
+The objective rate(S) * importance(S) / cost(S) is a fraction, but where the learning rate is a
+matter of the cost its best set is the best of *its own* cost: a set of the same cost and more
+importance would have the higher ratio. So the maximum lies on the value curve (best importance for
+every budget; one curve for every boundary under which hidden states may be stored, since what is
+spared lowers a set's cost and not its rate), and the best ratio over the curves' points is the
 optimum, exact where the curve is (`selector` has the bound elsewhere). No iteration is needed.
 
-Which rate. The first-order drop is proportional to the learning rate, and the rule for rates
-(`schedule`) gives a smaller share a higher one. Sets are compared at **one common rate** all the
-same: the higher rate makes up for the little that is moved, and a prediction five times further
-along the same straight line would credit a small set with more than first order can tell. What was
-measured (docs/learning.md, "Predicted and realised") speaks against this at the start of a run:
-realised drops per FLOP fall with the share where predictions at a common rate rise. Later in a run
-nothing was measured.
+Which rate: its own. The first-order drop is proportional to the learning rate, and the rule for
+rates (`schedule`) gives a smaller share a higher one. Compared at one common rate, shares came out
+in the wrong order per FLOP when their drops were measured; at their own rates predictions come
+nearer (docs/learning.md, "Predicted and realised"). Where the caller set the rate, it is one for
+all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+import numpy as np
+
 from core.training.costs import FlopsProfile
-from core.training.interval import NOTHING_SPARED, Spared, curve_over, select_over
+from core.training.interval import (
+    NOTHING_SPARED,
+    LearningRate,
+    Spared,
+    at_one_rate,
+    curves_by_level,
+    select_over,
+    select_within,
+)
 from core.training.selector import Selection
 
 #: full fine-tuning is chosen where its drop per FLOP is this share of the best one or more: nearer
@@ -32,15 +42,21 @@ _ROUNDING: Final = 1e-12
 
 
 def full_ratio(
-    profile: FlopsProfile, importance: Mapping[str, float], chosen: Selection
+    profile: FlopsProfile,
+    importance: Mapping[str, float],
+    chosen: Selection,
+    spared: Spared = NOTHING_SPARED,
+    rate: LearningRate = at_one_rate,
 ) -> float | None:
     """Full fine-tuning's predicted drop per FLOP over that of ``chosen`` (``flops``: of its mean
-    step). None where either predicts no drop or nothing costs.
+    step), each at its own rate. None where either predicts no drop or nothing costs.
     """
     drop = math.fsum(importance.values())
     if not (drop > 0 and chosen.importance > 0 and profile.full_flops and chosen.flops > 0):
         return None
-    return (drop / profile.full_flops) / (chosen.importance / chosen.flops)
+    share = min((chosen.flops + spared.of(chosen.names)) / profile.full_flops, 1.0)
+    at_full, at_chosen = map(float, rate(np.array([1.0, share])))
+    return (drop * at_full / profile.full_flops) / (chosen.importance * at_chosen / chosen.flops)
 
 
 def select_efficient(
@@ -48,8 +64,10 @@ def select_efficient(
     importance: Mapping[str, float],
     most_flops: float,
     spared: Spared = NOTHING_SPARED,
+    rate: LearningRate = at_one_rate,
 ) -> Selection:
-    """The set of highest importance per FLOP of the mean step among those within ``most_flops``.
+    """The set of highest rate times importance per FLOP of the mean step, of those within
+    ``most_flops``.
 
     ``Selection.flops`` is the mean step's. Where nothing affordable is worth anything, the choice
     of `select_over`.
@@ -57,10 +75,15 @@ def select_efficient(
     Raises:
         RhoInfeasible, InvalidInput: as `select`.
     """
-    budgets, values = curve_over(profile, importance, spared)
-    is_affordable = (budgets <= most_flops) & (budgets > 0) & (values > 0)
-    budgets, values = budgets[is_affordable], values[is_affordable]
-    if not len(budgets):
+    best_ratio, best, at = 0.0, None, 0
+    for curve in curves_by_level(profile, importance, spared, rate=rate):
+        budgets = curve.budgets_flops
+        is_affordable = (budgets <= most_flops) & (budgets > 0) & (curve.values > 0)
+        ratios = np.divide(curve.values, budgets, out=np.zeros_like(budgets), where=is_affordable)
+        if len(ratios) and (ratio := float(ratios.max())) > best_ratio:
+            best_ratio, best, at = ratio, curve, int(ratios.argmax())
+    if best is None:
         return select_over(profile, importance, most_flops, spared)
-    best = float(budgets[(values / budgets).argmax()])
-    return select_over(profile, importance, min(best * (1 + _ROUNDING), most_flops), spared)
+    budget = min(float(best.budgets_flops[at]) * (1 + _ROUNDING), most_flops)
+    found = select_within(profile, best.among, budget, best.spared_flops, spared)
+    return select_over(profile, importance, budget, spared) if found is None else found

@@ -17,7 +17,13 @@ from typing import Final
 
 from core.errors import RhoInfeasible
 from core.training.costs import FlopsProfile
-from core.training.interval import NOTHING_SPARED, Spared, reused_share
+from core.training.interval import (
+    NOTHING_SPARED,
+    LearningRate,
+    Spared,
+    at_one_rate,
+    reused_share,
+)
 from core.training.methods import Choice, Method, SelectionPoint
 
 _ENOUGH: Final = 0.95
@@ -105,6 +111,7 @@ def choose(
     rho: float,
     measuring_steps: float = 0.0,
     measuring_share: float = 0.0,
+    rate: LearningRate = at_one_rate,
 ) -> Horizon:
     """Interval and selection after ``step`` steps.
 
@@ -114,6 +121,7 @@ def choose(
             and the share is then exceeded by the rest.
         measuring_share: what was measured once for the whole job, as a share of its full
             fine-tuning; paid alike.
+        rate: at which each share is trained.
 
     Raises:
         RhoInfeasible: no interval pays for anything.
@@ -133,6 +141,7 @@ def choose(
             measure_importance=measured,
             spared=spared,
             overhead=_overhead(method, profile, spared, rho, wanted),
+            rate=rate,
         )
         try:
             found.append(Horizon(choice=method.choose(point), point=point, n_steps=n_steps))

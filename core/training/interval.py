@@ -20,7 +20,7 @@ No torch here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,6 +75,15 @@ class Spared:
     def above(self, boundary: int, importance: Mapping[str, float]) -> dict[str, float]:
         """The part of ``importance`` that is of tensors above ``boundary``."""
         return {n: v for n, v in importance.items() if self.boundary.get(n, -1) >= boundary}
+
+
+#: shares of full fine-tuning's cost (0..1) -> the rates that they are trained at; never rising
+LearningRate = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+
+
+def at_one_rate(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """For sets that are all trained at the same rate."""
+    return np.ones_like(shares)
 
 
 #: every forward pass is paid in full
@@ -133,7 +142,7 @@ def select_over(
     for at in sorted(range(len(levels)), key=lambda at: -bounds[at]):
         if best is not None and bounds[at] < best.importance:
             continue
-        found = _within(profile, levels[at][2], budget_flops, levels[at][1], spared)
+        found = select_within(profile, levels[at][2], budget_flops, levels[at][1], spared)
         if found is not None and (best is None or _is_better(found, best)):
             best = found
     if best is None:
@@ -141,29 +150,67 @@ def select_over(
     return best
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelCurve:
+    """What is worth most at every budget among the tensors above one boundary.
+
+    Attributes:
+        among: their importance.
+        spared_flops: what the mean step is spared there.
+        budgets_flops: of the mean step; rising.
+        values: best importance within each, times the learning rate of what it trains.
+    """
+
+    among: Mapping[str, float]
+    spared_flops: float
+    budgets_flops: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
+
+
+def curves_by_level(
+    profile: FlopsProfile,
+    importance: Mapping[str, float],
+    spared: Spared = NOTHING_SPARED,
+    *,
+    rate: LearningRate = at_one_rate,
+    resolution: int = 100_000,
+) -> Iterator[LevelCurve]:
+    """The value curve above every boundary; a set's own boundary is the one where it costs least.
+
+    The rate is that of a set's cost before anything is spared: it depends on how much is trained.
+    """
+    for boundary, flops in spared.levels():
+        if among := spared.above(boundary, importance):
+            curve = selection_curve(profile, among, resolution=resolution)
+            shares = np.minimum(curve.budgets_flops / (profile.full_flops or 1.0), 1.0)
+            yield LevelCurve(
+                among=among,
+                spared_flops=flops,
+                budgets_flops=curve.budgets_flops - flops,
+                values=curve.values * rate(shares),
+            )
+
+
 def curve_over(
     profile: FlopsProfile,
     importance: Mapping[str, float],
     spared: Spared = NOTHING_SPARED,
     *,
+    rate: LearningRate = at_one_rate,
     resolution: int = 100_000,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """(budgets, best importance at each) for the interval's mean step; both strictly rising."""
-    budgets, values = [], []
-    for boundary, flops in spared.levels():
-        if among := spared.above(boundary, importance):
-            curve = selection_curve(profile, among, resolution=resolution)
-            budgets.append(curve.budgets_flops - flops)
-            values.append(curve.values)
-    all_budgets, all_values = np.concatenate(budgets), np.concatenate(values)
-    order = np.lexsort((-all_values, all_budgets))
-    all_budgets, all_values = all_budgets[order], all_values[order]
-    best_before = np.maximum.accumulate(np.append(-np.inf, all_values[:-1]))
-    is_point = all_values > best_before
-    return all_budgets[is_point], all_values[is_point]
+    """(budgets, best value at each) for the interval's mean step; both strictly rising."""
+    curves = [*curves_by_level(profile, importance, spared, rate=rate, resolution=resolution)]
+    budgets = np.concatenate([curve.budgets_flops for curve in curves])
+    values = np.concatenate([curve.values for curve in curves])
+    order = np.lexsort((-values, budgets))
+    budgets, values = budgets[order], values[order]
+    best_before = np.maximum.accumulate(np.append(-np.inf, values[:-1]))
+    is_point = values > best_before
+    return budgets[is_point], values[is_point]
 
 
-def _within(
+def select_within(
     profile: FlopsProfile,
     among: Mapping[str, float],
     budget_flops: float,

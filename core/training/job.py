@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from core.spec import ImportanceName
 from core.training.costs import FlopsProfile
 from core.training.hooks import EvaluationRecord
@@ -15,7 +18,7 @@ from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
 from core.training.pricing import StepPrices
 from core.training.rates import Meter
-from core.training.schedule import peak_learning_rate, schedule_factor
+from core.training.schedule import peak_learning_rates, schedule_factor
 from core.training.step import Batch
 from core.training_options import TrainingOptions
 
@@ -97,12 +100,15 @@ class FitJob:
     def learning_rate(self, rho: float, step: int) -> float:
         """Of step ``step`` (from 0) at the share ``rho`` of full fine-tuning's FLOPs."""
         options = self.training
-        peak = peak_learning_rate(
-            rho,
+        factor = schedule_factor(options.schedule, step, self.total_steps, options.warmup_ratio)
+        return float(self.peak_learning_rates(np.array([rho]))[0]) * factor
+
+    def peak_learning_rates(self, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """At shares of full fine-tuning's FLOPs."""
+        options = self.training
+        return peak_learning_rates(
+            shares,
             method=self.method.name,
             learning_rate=options.learning_rate,
             multiplier=options.learning_rate_multiplier,
-        )
-        return peak * schedule_factor(
-            options.schedule, step, self.total_steps, options.warmup_ratio
         )

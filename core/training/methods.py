@@ -13,14 +13,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.spec import METHODS, MethodOptions
 from core.training.blocks import blocks_from_the_loss
 from core.training.costs import FlopsProfile
 from core.training.efficient import NEAR, full_ratio, select_efficient
-from core.training.interval import NOTHING_SPARED, Spared, mean_flops, min_rho, select_over
+from core.training.interval import (
+    NOTHING_SPARED,
+    LearningRate,
+    Spared,
+    at_one_rate,
+    mean_flops,
+    min_rho,
+    select_over,
+)
 from core.training.quality import QualityCurve, quality_curve
-from core.training.selector import Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +38,8 @@ class SelectionPoint:
 
     ``measure_importance`` may be called again and again: it is measured once. ``spared``: over the
     interval that the choice will be in force for. ``overhead``: the part of ``rho`` that measuring
-    takes of that interval; steps have what is left.
+    takes of that interval; steps have what is left. ``rate``: at which a share is trained, for
+    comparing shares; where costs are no FLOPs, their shares stand in for the FLOPs' in it.
     """
 
     profile: FlopsProfile
@@ -37,11 +47,15 @@ class SelectionPoint:
     measure_importance: Callable[[], Mapping[str, float]]
     spared: Spared = NOTHING_SPARED
     overhead: float = 0.0
+    rate: LearningRate = at_one_rate
 
     @property
     def step_rho(self) -> float:
         """Share that the mean step may cost."""
         return self.rho - self.overhead
+
+    def rate_of(self, share: float) -> float:
+        return float(self.rate(np.array([share]))[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +152,13 @@ class Green:
                 rho=1.0,
                 rho_planned=mean_flops(profile, names, point.spared) / profile.full_flops,
                 importance=drop,
-                value=drop / profile.full_flops,
+                value=drop * point.rate_of(1.0) / profile.full_flops,
                 full_ratio=1.0,
             )
         return choice
 
     def quality(self, point: SelectionPoint) -> QualityCurve:
-        return quality_curve(point.profile, point.measure_importance(), point.spared)
+        return quality_curve(point.profile, point.measure_importance(), point.spared, point.rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +196,7 @@ class GreenLora:
         )
 
     def quality(self, point: SelectionPoint) -> QualityCurve:
-        return quality_curve(*self._grouped(point))
+        return quality_curve(*self._grouped(point), point.rate)
 
     @staticmethod
     def _grouped(point: SelectionPoint) -> tuple[FlopsProfile, dict[str, float], Spared]:
@@ -264,17 +278,22 @@ def _chosen(
 ) -> Choice:
     """What an importance chooses within the point's share, whatever the names stand for."""
     full_flops = profile.full_flops
-    select: Callable[..., Selection] = select_efficient if is_efficient else select_over
-    chosen = select(profile, importance, point.step_rho * full_flops, spared)
+    most_flops = point.step_rho * full_flops
+    if is_efficient:
+        chosen = select_efficient(profile, importance, most_flops, spared, point.rate)
+    else:
+        chosen = select_over(profile, importance, most_flops, spared)
     asked = chosen.flops / full_flops if is_efficient else point.rho
+    rate_rho = min(asked + spared.of(chosen.names) / full_flops, 1.0)
+    drop = chosen.importance * point.rate_of(rate_rho)
     return Choice(
         names=chosen.names,
         rho=asked,
         rho_planned=chosen.flops / full_flops,
         importance=chosen.importance,
-        value=chosen.importance / chosen.flops if is_efficient else chosen.importance,
-        full_ratio=full_ratio(profile, importance, chosen),
-        rate_rho=min(asked + spared.of(chosen.names) / full_flops, 1.0),
+        value=drop / chosen.flops if is_efficient else drop,
+        full_ratio=full_ratio(profile, importance, chosen, spared, point.rate),
+        rate_rho=rate_rho,
     )
 
 

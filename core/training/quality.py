@@ -1,8 +1,11 @@
 """What every budget would buy: the job's own quality over rho, from one measurement of importance.
 
 Importance is the loss drop of one update to first order and adds up over tensors, so the best
-importance that a budget pays for, over the best of all, is the share of the attainable drop that
-this budget predicts. The carbon planner plans with it instead of an assumed curve.
+importance that a budget pays for, times the learning rate of what it trains, over the best of all,
+is the share of the attainable drop that this budget predicts. Rates are those of the rule
+(`schedule`), higher for smaller shares: at one common rate the curve is far too steep
+(docs/learning.md, "Predicted and realised"). The carbon planner plans with it instead of an assumed
+curve.
 """
 
 from __future__ import annotations
@@ -13,7 +16,13 @@ from typing import Final
 import numpy as np
 
 from core.training.costs import FlopsProfile
-from core.training.interval import NOTHING_SPARED, Spared, curve_over
+from core.training.interval import (
+    NOTHING_SPARED,
+    LearningRate,
+    Spared,
+    at_one_rate,
+    curve_over,
+)
 
 MAX_POINTS: Final = 33
 #: of the search behind a curve: coarser than a selection's, so that the curve of a model of 270
@@ -25,14 +34,17 @@ QualityCurve = tuple[tuple[float, float], ...]
 
 
 def quality_curve(
-    profile: FlopsProfile, importance: Mapping[str, float], spared: Spared = NOTHING_SPARED
+    profile: FlopsProfile,
+    importance: Mapping[str, float],
+    spared: Spared = NOTHING_SPARED,
+    rate: LearningRate = at_one_rate,
 ) -> QualityCurve:
-    """(rho, share 0..1 of the best importance), at most ``MAX_POINTS``, both strictly rising.
+    """(rho, share 0..1 of the best predicted drop), at most ``MAX_POINTS``, both strictly rising.
 
     The last point is the best set of all, at share 1 and what it costs; the first the cheapest of
     positive importance. Empty where no tensor has any.
     """
-    budgets, values = curve_over(profile, importance, spared, resolution=_RESOLUTION)
+    budgets, values = curve_over(profile, importance, spared, rate=rate, resolution=_RESOLUTION)
     budgets, values = budgets[values > 0], values[values > 0]
     if not len(values) or not profile.full_flops:
         return ()

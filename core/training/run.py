@@ -161,6 +161,7 @@ class Run:
             rho=self._job.rho(self._state.step),
             measuring_steps=probes.full_steps,
             measuring_share=self._budget.measuring_share,
+            rate=self._job.peak_learning_rates,
         )
         choice, point = found.choice, in_flops(self._job, found, self._state.step)
         measured_rate = self._learning_rate

@@ -11,13 +11,16 @@ one tried, and it learnt little). Larger models usually want lower rates: set ``
 
 from __future__ import annotations
 
-import itertools
 import math
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from core.training_options import Schedule
 
-#: (rho, peak rate), rho falling
-_PEAKS = ((1.0, 1e-4), (0.7, 2e-4), (0.5, 3e-4), (0.4, 5e-4))
+#: shares, rising, and the logarithms of their peak rates
+_RULE: Final = ((0.4, 0.5, 0.7, 1.0), np.log([5e-4, 3e-4, 2e-4, 1e-4]))
 _OWN_PEAKS = {"last_k": 2e-4, "lora": 5e-4, "green_lora": 5e-4, "prefix": 1e-2}
 
 
@@ -32,8 +35,22 @@ def peak_learning_rate(
 
     A ``learning_rate`` that was asked for wins over the rule; ``multiplier`` scales either.
     """
-    rule = _OWN_PEAKS.get(method) or _rule(rho)
-    base = rule if learning_rate is None else learning_rate
+    rates = peak_learning_rates(
+        np.array([rho]), method=method, learning_rate=learning_rate, multiplier=multiplier
+    )
+    return float(rates[0])
+
+
+def peak_learning_rates(
+    shares: npt.NDArray[np.float64],
+    *,
+    method: str = "green",
+    learning_rate: float | None = None,
+    multiplier: float | None = None,
+) -> npt.NDArray[np.float64]:
+    """`peak_learning_rate` of many shares at once."""
+    one = _OWN_PEAKS.get(method) if learning_rate is None else learning_rate
+    base = np.full_like(shares, one) if one is not None else np.exp(np.interp(shares, *_RULE))
     return base * (1.0 if multiplier is None else multiplier)
 
 
@@ -51,13 +68,3 @@ def schedule_factor(kind: Schedule, step: int, total_steps: int, warmup_ratio: f
     if kind == "cosine":
         return 0.5 * (1 - math.cos(math.pi * left))
     return 1.0
-
-
-def _rule(rho: float) -> float:
-    if rho >= _PEAKS[0][0]:
-        return _PEAKS[0][1]
-    for (high, rate_high), (low, rate_low) in itertools.pairwise(_PEAKS):
-        if rho >= low:
-            share = (high - rho) / (high - low)
-            return math.exp((1 - share) * math.log(rate_high) + share * math.log(rate_low))
-    return _PEAKS[-1][1]

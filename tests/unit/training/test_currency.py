@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
@@ -265,7 +266,9 @@ def test_efficient_is_the_best_drop_for_a_second():
     costs = budget_of(job, seen.starts[0].rates).profile
 
     def ratio(names):
-        return sum(measured[n] for n in names) / costs.step_flops(names)
+        cost = costs.step_flops(names)
+        (rate,) = job.peak_learning_rates(np.array([cost / costs.full_flops]))
+        return rate * sum(measured[n] for n in names) / cost
 
     lowest = costs.min_rho
     grid = [lowest + (1 - lowest) * at / 40 for at in range(41)]

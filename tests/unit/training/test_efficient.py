@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,31 +12,42 @@ from hypothesis import strategies as st
 from core.errors import RhoInfeasible
 from core.training.costs import FlopsProfile
 from core.training.efficient import full_ratio, select_efficient
-from core.training.interval import mean_flops
+from core.training.interval import LearningRate, mean_flops
 from tests.unit.training.test_interval import _sets, intervals
 
 
-@given(intervals(), st.floats(0, 1.1))
-def test_no_affordable_set_drops_more_per_flop(instance, cap) -> None:
+def falling_rate(factor: float) -> LearningRate:
+    """By the rule's form, from ``factor`` at a share of .25 and below to 1."""
+    return lambda shares: np.exp(np.interp(shares, (0.25, 1.0), np.log([factor, 1.0])))
+
+
+@given(intervals(), st.floats(0, 1.1), st.floats(1, 10))
+def test_no_affordable_set_drops_more_per_flop(instance, cap, factor) -> None:
     costs, importance, _, spared = instance
+    rate = falling_rate(factor)
     most = cap * costs.full_flops
+
+    def drop(names) -> float:
+        share = costs.step_flops(names) / (costs.full_flops or 1.0)
+        return math.fsum(importance[n] for n in names) * float(rate(np.array([share]))[0])
+
     sets = [
-        (math.fsum(importance[n] for n in names), flops)
+        (drop(names), flops)
         for names in _sets(costs.names)
         if (flops := mean_flops(costs, names, spared)) <= most
     ]
     if not sets:
         with pytest.raises(RhoInfeasible):
-            select_efficient(costs, importance, most, spared)
+            select_efficient(costs, importance, most, spared, rate)
         return
-    found = select_efficient(costs, importance, most, spared)
+    found = select_efficient(costs, importance, most, spared, rate)
     assert found.flops == mean_flops(costs, found.names, spared) <= most
     gains = [(value, flops) for value, flops in sets if value > 0 and flops < most * (1 - 1e-9)]
     if not gains:
         return
     best = max(value / flops if flops > 0 else math.inf for value, flops in gains)
     if best < math.inf:
-        assert found.importance / found.flops >= best * (1 - 1e-9)
+        assert drop(found.names) / found.flops >= best * (1 - 1e-9)
 
 
 def _two(first: float, second: float) -> tuple[FlopsProfile, dict[str, float]]:
@@ -54,5 +66,16 @@ def test_full_is_told_from_less() -> None:
     chosen = select_efficient(costs, importance, costs.full_flops)
     assert chosen.names == ("top", "deep")
     assert full_ratio(costs, importance, chosen) == 1
+    # a smaller share's higher rate counts
+    costs, importance = _two(1.0, 0.4)
+    for factor, names in ((1.0, ("top", "deep")), (2.0, ("top",))):
+        rate = falling_rate(factor)
+        chosen = select_efficient(costs, importance, costs.full_flops, rate=rate)
+        assert chosen.names == names
+        share = 24 / 30 if names == ("top",) else 1.0
+        gain = (1.0 if names == ("top",) else 1.4) * float(rate(np.array([share]))[0])
+        assert full_ratio(costs, importance, chosen, rate=rate) == pytest.approx(
+            (1.4 / 30) / (gain / (30 * share))
+        )
     costs, importance = _two(-1.0, -2.0)
     assert full_ratio(costs, importance, select_efficient(costs, importance, 30)) is None
