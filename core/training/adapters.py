@@ -22,6 +22,8 @@ from transformers.pytorch_utils import Conv1D
 
 from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported
 from core.spec import ADAPTER_METHODS, MethodOptions
+from core.training.graph import meta_copy
+from core.training.meta_trace import MetaTrace
 
 #: PEFT's name for its description of an adapter folder
 ADAPTER_CONFIG: Final = "adapter_config.json"
@@ -130,16 +132,44 @@ def _lora(model: Any, method: str, options: MethodOptions) -> peft.LoraConfig:
 
 
 def _prefix(model: Any, options: MethodOptions) -> peft.PrefixTuningConfig:
-    config = model.config
-    # PEFT takes the encoder's number of layers where the two differ
-    n_decoder = getattr(config, "num_decoder_layers", None) or getattr(
-        config, "decoder_layers", None
-    )
+    n_layers, n_heads, width = _kept_shape(model)
     return peft.PrefixTuningConfig(
         task_type=_task(model),
         num_virtual_tokens=options.n_virtual_tokens,
-        num_layers=n_decoder if config.is_encoder_decoder else None,
+        num_layers=n_layers,
+        num_attention_heads=n_heads,
+        token_dim=n_heads * width,
     )
+
+
+def _kept_shape(model: Any) -> tuple[int, int, int]:
+    """Decoder layers, heads of each, and width of a head, of the keys that the model keeps.
+
+    Seen in a pass over one token, on shapes alone: PEFT's guess from the configuration takes the
+    encoder's depth for the decoder's, and a head for a share of the hidden size, which it is not
+    in every T5 nor in Falcon.
+
+    Raises:
+        ModelUnsupported: it keeps none, or layers differ.
+    """
+    ids = torch.zeros(1, 1, dtype=torch.long)
+    inputs = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+    shadow = meta_copy(model)
+    with MetaTrace(), torch.no_grad():
+        cache = shadow(input_ids=ids, use_cache=True, **inputs).get("past_key_values")
+    # the decoder's attention to itself; not that to the encoder
+    cache = getattr(cache, "self_attention_cache", cache)
+    kept = [getattr(layer, "keys", None) for layer in getattr(cache, "layers", ())]
+    shapes = {None if keys is None else (keys.shape[1], keys.shape[3]) for keys in kept}
+    if len(shapes) != 1 or None in shapes:
+        found = ", ".join(sorted(map(str, shapes))) or "none"
+        raise ModelUnsupported(
+            f"{type(model).__name__} cannot be tuned by prefix: a prefix goes before the keys and "
+            f"values of every layer, all of one shape; (heads, width) of its layers' are: {found}.",
+            param="green.method",
+        )
+    ((n_heads, width),) = (shape for shape in shapes if shape is not None)
+    return len(kept), n_heads, width
 
 
 def _task(model: Any) -> str:

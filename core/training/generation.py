@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from core.errors import InvalidInput
 
@@ -158,10 +163,24 @@ def _answer(
         logits_processor=processors,
         pad_token_id=pad_id,
         eos_token_id=end_ids or None,
+        **_own_cache(model),
     )
     # a decoder starts from a token of its own
     fresh = output[:, 1 if is_pair else width :].tolist()
     return [_upto_end(row, end_ids) for row in fresh]
+
+
+def _own_cache(model: Any) -> dict[str, Any]:
+    """What `generate` must be given where the cache that it would make is too small: T5's
+    configuration tells it the encoder's depth, and a deeper decoder runs out of it. Ours grows.
+    """
+    depth = getattr(model.config, "num_decoder_layers", None) or 0
+    if depth <= model.config.get_text_config(decoder=True).num_hidden_layers:
+        return {}
+    return {
+        "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+        "use_cache": True,
+    }
 
 
 def _upto_end(ids: list[int], end_ids: list[int]) -> list[int]:

@@ -144,12 +144,24 @@ class LossStep:
         """Drop what is kept of earlier batches. Nothing is kept here."""
 
     def logits(self, inputs: StepInputs) -> torch.Tensor:
-        """(N, V): the model's logits at the labels' positions."""
+        """(N, V): the model's logits at the labels' positions.
+
+        Raises:
+            ModelUnsupported: it predicts several tokens at each place (ProphetNet).
+        """
+        given = inputs.model_inputs
+        n_predicting = given.get("decoder_input_ids", given["input_ids"]).numel()
 
         def gather(_module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            hidden = args[0]
-            rows_NH = hidden.reshape(-1, hidden.shape[-1]).index_select(0, inputs.positions_N)
-            return (rows_NH.unsqueeze(0), *args[1:])
+            rows_H = args[0].reshape(-1, args[0].shape[-1])
+            if len(rows_H) != n_predicting:
+                raise ModelUnsupported(
+                    f"{type(self.model).__name__} gives its output embeddings {len(rows_H)} rows "
+                    f"for {n_predicting} tokens; only models that predict one token at each place "
+                    "can be trained here.",
+                    param="model",
+                )
+            return (rows_H.index_select(0, inputs.positions_N).unsqueeze(0), *args[1:])
 
         with ExitStack() as around:
             around.callback(self._head.register_forward_pre_hook(gather).remove)

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.errors import InvalidInput, ModelUnavailable, RhoInfeasible, UnsupportedMethod
+from core.errors import (
+    InvalidInput,
+    ModelUnavailable,
+    ModelUnsupported,
+    RhoInfeasible,
+    UnsupportedMethod,
+)
 from core.spec import GreenOptions, JobSpec, MethodOptions
 from core.training.adapters import add_adapters, merged, tuned
 from core.training.blocks import blocks_from_the_loss
@@ -81,11 +87,13 @@ class Selections(Hook):
 @pytest.mark.parametrize(
     ("kind", "method"),
     [*((k, m) for k in ("llama", "gpt2") for m in ADAPTERS), ("t5", "green_lora"),
-     ("t5", "prefix"), ("bart", "prefix"), ("bloom", "lora")],
+     ("t5", "prefix"), ("deep_t5", "prefix"), ("bart", "prefix"), ("falcon", "prefix"),
+     ("bloom", "lora")],
 )  # fmt: skip
 def test_an_adapted_model_costs_what_torch_counts(kind, method):
     """Real tensors, eager attention, exactly the adapters trained."""
-    model, is_pair = _adapted(kind, method), kind in PAIRS
+    model = _adapted(kind, method)
+    is_pair = model.config.is_encoder_decoder
     model.set_attn_implementation("eager")
     model.eval()
     step = LossStep(model, keeps_mask=is_pair)
@@ -183,7 +191,8 @@ def test_last_blocks_are_counted_from_the_loss(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"), [("llama", "lora"), ("t5", "green_lora"), ("opt", "prefix")]
+    ("kind", "method"),
+    [("llama", "lora"), ("t5", "green_lora"), ("opt", "prefix"), ("falcon", "prefix")],
 )
 def test_an_adapter_is_delivered_and_loaded_by_peft(kind, method, tmp_path):
     job = _job(kind, method, learning_rate=1e-2)
@@ -211,6 +220,15 @@ def test_an_adapter_is_delivered_and_loaded_by_peft(kind, method, tmp_path):
         torch.testing.assert_close(logits(plain), expected, rtol=1e-4, atol=1e-5)
         with pytest.raises(ModelUnavailable, match="does not fit"):
             tuned(tiny_model("bloom"), tmp_path)
+
+
+def test_a_prefix_wants_the_same_keys_in_every_layer():
+    model = tiny_model("llama")
+    odd = model.model.layers[1].self_attn
+    odd.k_proj, odd.v_proj = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+    odd.num_key_value_groups = 1
+    with pytest.raises(ModelUnsupported, match=r"prefix: .* are: \(2, 4\), \(4, 4\)"):
+        add_adapters(model, "prefix", OPTIONS, base_name="tiny", seed=5)
 
 
 def test_rankings_for_comparison():

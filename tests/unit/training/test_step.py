@@ -41,6 +41,12 @@ def test_a_decoder_without_a_start_token_is_refused_by_name():
         LossStep(model).inputs(padded_batch(is_pair=True))
 
 
+def test_a_head_that_predicts_several_tokens_ahead_is_refused_by_name():
+    step = LossStep(tiny_model("prophetnet"))
+    with pytest.raises(ModelUnsupported, match=r"ProphetNet.* 42 rows for 21 tokens"):
+        step(step.inputs(padded_batch(is_pair=True)))
+
+
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_causal_models_need_no_mask_on_the_right(kind):
     model = tiny_model(kind)
