@@ -27,8 +27,8 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.data import cut, docstrings_unless
 from benchmarks.measure import machine, synchronise, table
-from core.data.demo import build
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
 from core.spec import Currency, GreenOptions, JobSpec
@@ -74,7 +74,9 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = _prepare(_data(arguments.data, Path(scratch), arguments.samples), arguments)
+        source = docstrings_unless(arguments.data, Path(scratch))
+        data = cut(source, Path(scratch) / "cut", n_train=arguments.samples)
+        prepared = _prepare(data / "train.jsonl", arguments)
     job = _job(prepared, arguments, Meter(currency="seconds", read=clock))
     model = job.model.to(job.numerics.device)
     step = LossStep(model, keeps_mask=needs_mask(model), autocast_dtype=job.numerics.autocast_dtype)
@@ -103,16 +105,6 @@ def _arguments() -> argparse.Namespace:
     if found.cpu_time and torch.get_num_threads() > 1:
         parser.error("--cpu-time needs OMP_NUM_THREADS=1: several threads wait for each other.")
     return found
-
-
-def _data(given: Path | None, scratch: Path, n_samples: int) -> Path:
-    if given is None:
-        given = scratch / "demo"
-        build(given)
-    lines = (given / "train.jsonl").read_text(encoding="utf-8").splitlines()[:n_samples]
-    file = scratch / "train.jsonl"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return file
 
 
 def _prepare(file: Path, arguments: argparse.Namespace) -> Prepared:

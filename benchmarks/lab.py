@@ -7,7 +7,6 @@ runs go through the product's own loop (`budget_run`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -99,11 +98,3 @@ class Lab:
 
     def _inputs(self, step: int) -> StepInputs:
         return self._step.inputs(self._batch(step))
-
-
-def cut(source: Path, into: Path, *, n_train: int, n_validation: int) -> None:
-    """``into``: a new folder with the first examples of ``source``'s train and validation data."""
-    into.mkdir()
-    for name, count in (("train.jsonl", n_train), ("validation.jsonl", n_validation)):
-        lines = (source / name).read_text(encoding="utf-8").splitlines()[:count]
-        (into / name).write_text("\n".join(lines) + "\n", encoding="utf-8")

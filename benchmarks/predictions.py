@@ -34,9 +34,9 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import FULL, Contender, Task, prepared_for
+from benchmarks.data import docstrings_unless
 from benchmarks.lab import Lab
 from benchmarks.measure import machine, mean_text, table
-from core.data.demo import build
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL
 from core.training.methods import Choice
@@ -192,10 +192,7 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     found: list[Interval] = []
     with tempfile.TemporaryDirectory() as scratch:
-        data = arguments.data
-        if data is None:
-            data = Path(scratch) / "demo"
-            build(data, n_train=1600)
+        data = docstrings_unless(arguments.data, Path(scratch))
         task = Task(
             model=arguments.model, data=data, batch_size=arguments.batch_size, n_questions=0
         )

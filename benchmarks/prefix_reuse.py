@@ -25,7 +25,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.data.demo import build
+from benchmarks.data import cut, docstrings_unless
 from core.settings import DEMO_MODEL, Settings
 from core.spec import GreenOptions, JobSpec, Method
 from core.training.hooks import FitResult, Hook, StepRecord
@@ -74,8 +74,9 @@ def main() -> int:
     contenders = [Contender(rho=1.0, is_reusing=False)]
     contenders += [Contender(rho=r, is_reusing=reuse) for r in RHOS for reuse in (False, True)]
     with tempfile.TemporaryDirectory() as scratch:
-        file = _data(arguments.data, Path(scratch), arguments.samples)
-        prepared = _prepare(file, arguments)
+        source = docstrings_unless(arguments.data, Path(scratch))
+        data = cut(source, Path(scratch) / "cut", n_train=arguments.samples)
+        prepared = _prepare(data / "train.jsonl", arguments)
         base = {n: p.detach().clone() for n, p in prepared.loaded.model.named_parameters()}
         rounds = []
         for number in range(arguments.rounds):
@@ -99,16 +100,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     return parser.parse_args()
-
-
-def _data(given: Path | None, scratch: Path, n_samples: int) -> Path:
-    if given is None:
-        given = scratch / "demo"
-        build(given)
-    lines = (given / "train.jsonl").read_text(encoding="utf-8").splitlines()[:n_samples]
-    file = scratch / "train.jsonl"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return file
 
 
 def _prepare(file: Path, arguments: argparse.Namespace) -> Prepared:

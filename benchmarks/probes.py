@@ -38,8 +38,8 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import Contender, Task, prepared_for
+from benchmarks.data import docstrings_unless
 from benchmarks.measure import machine
-from core.data.demo import build
 from core.settings import DEMO_MODEL
 from core.training.importance import measure_importance
 from core.training.methods import SelectionPoint
@@ -257,10 +257,7 @@ def main() -> int:
     arguments = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as scratch:
-        data = arguments.data
-        if data is None:
-            data = Path(scratch) / "demo"
-            build(data, n_train=1600)
+        data = docstrings_unless(arguments.data, Path(scratch))
         task = Task(
             model=arguments.model, data=data, batch_size=arguments.batch_size, n_questions=0
         )

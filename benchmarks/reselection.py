@@ -35,9 +35,9 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import Contender, Task, prepared_for
-from benchmarks.lab import Lab, cut
+from benchmarks.data import cut, docstrings_unless
+from benchmarks.lab import Lab
 from benchmarks.measure import machine, mean_text, table
-from core.data.demo import build
 from core.settings import DEMO_MODEL
 from core.training.schedule import schedule_factor
 
@@ -140,11 +140,12 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     found: list[Ending] = []
     with tempfile.TemporaryDirectory() as scratch:
-        source, data = arguments.data, Path(scratch) / "cut"
-        if source is None:
-            source = Path(scratch) / "demo"
-            build(source, n_train=1600)
-        cut(source, data, n_train=arguments.samples, n_validation=arguments.validation)
+        data = cut(
+            docstrings_unless(arguments.data, Path(scratch)),
+            Path(scratch) / "cut",
+            n_train=arguments.samples,
+            n_validation=arguments.validation,
+        )
         task = Task(
             model=arguments.model, data=data, batch_size=arguments.batch_size, n_questions=0
         )

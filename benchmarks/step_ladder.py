@@ -40,10 +40,10 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.data import docstrings_unless
 from benchmarks.measure import machine, table
 from benchmarks.step_contenders import MAX_NORM, RATE, Contender, contenders
 from core.data.batches import collate
-from core.data.demo import build
 from core.settings import DEMO_MODEL, Settings
 from core.spec import GreenOptions, JobSpec
 from core.training.numerics import choose_numerics, computes_in_bfloat16
@@ -127,10 +127,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _prepare(arguments: argparse.Namespace, scratch: Path) -> Prepared:
-    folder = arguments.data
-    if folder is None:
-        folder = scratch / "demo"
-        build(folder)
+    folder = docstrings_unless(arguments.data, scratch)
     settings = Settings()
     spec = JobSpec(
         model=arguments.model,
