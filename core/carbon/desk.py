@@ -273,5 +273,5 @@ class Desk:
             planned = drawn.emissions_g if missing == "grams" else drawn.energy_j
             needed = planned * (1 + self.wish.reserve) if missing == "grams" else planned
             if needed > left * (1 + _HAIR):
-                return no_budget(missing, needed, left)
+                return no_budget(missing, needed, left, pue=self.wish.pue)
         return drawn

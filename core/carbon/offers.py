@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from core.carbon.intensity import Intensity
@@ -116,7 +117,8 @@ class _Table:
 
         def later(part: float) -> Wish:
             quarters = round(_LONGEST / _QUARTER * part)
-            return replace(self.wish, deadline=max(deadline, self.now) + quarters * _QUARTER)
+            end = _whole_minute(max(deadline, self.now))
+            return replace(self.wish, deadline=end + quarters * _QUARTER)
 
         if self.refusal(later(1.0), self.work.steps) is not None:
             return None
@@ -124,8 +126,7 @@ class _Table:
         parts = (short, short + _QUARTER / _LONGEST, short + 2 * _QUARTER / _LONGEST, 1.0)
         for part in parts:
             wish = later(min(part, 1.0))
-            assert wish.deadline is not None
-            said = f"Allow until {wish.deadline.isoformat(timespec='minutes')}."
+            said = f"Allow until {_end_of(wish)}."
             if offer := self.offer("more_time", said, wish, self.work.steps):
                 return offer
         return None
@@ -134,10 +135,7 @@ class _Table:
         wish = self._richer(self.wish, refusal)
         if wish is None:
             return None
-        amount, unit = wish.budget_g, "g"
-        if refusal.missing == "energy":
-            amount, unit = _energy_wh(wish), "Wh"
-        said = f"Raise the budget to {amount:.4g} {unit}."
+        said = f"Raise the budget to {_budget_of(wish, refusal)}."
         return self.offer("more_budget", said, wish, self.work.steps)
 
     def _richer(self, wish: Wish, refusal: Infeasible) -> Wish | None:
@@ -158,9 +156,13 @@ class _Table:
 
         if self.refusal(at(0.0), self.work.steps) is not None:
             return None
-        wish = at(_most(lambda part: self.refusal(at(part), self.work.steps) is None))
-        said = f"Lower rho from {rho:.3g} to {wish.rho:.3g}."
-        return self.offer("lower_rho", said, wish, self.work.steps)
+        part = _most(lambda part: self.refusal(at(part), self.work.steps) is None)
+        # as it is said, so that who takes the offer at its word gets what was planned
+        lower = math.floor(1000 * (self.work.rho_min + room * part)) / 1000
+        if lower < self.work.rho_min:
+            return None
+        said = f"Lower rho from {rho:.3g} to {lower:g}."
+        return self.offer("lower_rho", said, replace(self.wish, rho=lower), self.work.steps)
 
     def fewer_steps_and_more(self, good: Sequence[Offer]) -> Offer | None:
         """Half of the cut, and as much more of what is missing as the rest then needs."""
@@ -174,13 +176,31 @@ class _Table:
         said = f"Train {steps:.0f} of {self.work.steps:.0f} steps"
         wish = self._richer(self.wish, still)
         if wish is not None:
-            said += " and raise the budget as stated."
+            said += f" and raise the budget to {_budget_of(wish, still)}."
             return self.offer("fewer_steps_and_more", said, wish, steps)
         if self.wish.deadline is None:
             return None
         missing = timedelta(seconds=(still.needed - still.available) * _MARGIN + 1)
-        wish = replace(self.wish, deadline=max(self.wish.deadline, self.now) + missing)
-        return self.offer("fewer_steps_and_more", said + " and allow more time.", wish, steps)
+        end = _whole_minute(max(self.wish.deadline, self.now) + missing)
+        wish = replace(self.wish, deadline=end)
+        said += f" and allow until {_end_of(wish)}."
+        return self.offer("fewer_steps_and_more", said, wish, steps)
+
+
+def _whole_minute(moment: datetime) -> datetime:
+    """The next one, so that a moment said to the minute is not an earlier one."""
+    return moment + (datetime.min.replace(tzinfo=UTC) - moment) % timedelta(minutes=1)
+
+
+def _end_of(wish: Wish) -> str:
+    assert wish.deadline is not None
+    return wish.deadline.isoformat(timespec="minutes")
+
+
+def _budget_of(wish: Wish, refusal: Infeasible) -> str:
+    if refusal.missing == "energy":
+        return f"{_energy_wh(wish):.4g} Wh"
+    return f"{wish.budget_g:.4g} g"
 
 
 def _energy_wh(wish: Wish) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from core.carbon.rho import RhoDecision
 from core.errors import InvalidInput
-from core.units import SECONDS_PER_HOUR, joules_to_wh
+from core.units import SECONDS_PER_HOUR, SECONDS_PER_MINUTE, joules_to_wh
 
 Schedule = Literal["now", "green"]
 Missing = Literal["time", "grams", "energy"]
@@ -131,22 +131,28 @@ class Infeasible:
 
 
 def no_time(needed_s: float, available_s: float) -> Infeasible:
-    needed_h, available_h = needed_s / SECONDS_PER_HOUR, available_s / SECONDS_PER_HOUR
+    unit, form, one_s = ("h", ".2f", SECONDS_PER_HOUR)
+    if needed_s < SECONDS_PER_HOUR:
+        unit, form, one_s = ("min", ".1f", SECONDS_PER_MINUTE)
+    needed, available = needed_s / one_s, available_s / one_s
     return Infeasible(
         missing="time",
         needed=needed_s,
         available=available_s,
-        message=f"The work takes {needed_h:.2f} h and {available_h:.2f} h are left until the "
-        f"deadline: {needed_h - available_h:.2f} h are missing.",
+        message=f"The work takes {needed:{form}} {unit} and {available:{form}} {unit} are left "
+        f"until the deadline: {needed - available:{form}} {unit} are missing.",
     )
 
 
-def no_budget(missing: Missing, needed: float, left: float) -> Infeasible:
-    unit, scale = ("g", 1.0) if missing == "grams" else ("Wh", joules_to_wh(1.0))
+def no_budget(missing: Missing, needed: float, left: float, *, pue: float) -> Infeasible:
+    """Said as the caller counts: grams with the reserve in them, Wh with the building's share."""
+    said, unit, scale = "g, reserve included,", "g", 1.0
+    if missing == "energy":
+        said, unit, scale = "Wh", "Wh", joules_to_wh(pue)
     return Infeasible(
         missing=missing,
         needed=needed,
         available=left,
-        message=f"The work needs {needed * scale:.4g} {unit}, reserve included, and "
+        message=f"The work needs {needed * scale:.4g} {said} and "
         f"{max(left, 0.0) * scale:.4g} {unit} of the budget are left.",
     )

@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from core.carbon.intensity import Intensity
-from core.carbon.offers import offers
 from core.carbon.planner import (
     Infeasible,
     Ledger,
-    Plan,
     QualityCurve,
     StepCost,
     Wish,
@@ -292,41 +290,6 @@ def test_small_rises_of_rho_are_not_followed_and_falls_are():
     assert plan(wish, work(), slots(DAY), NOW, previous=far).rho == first.rho
     above = replace(first, rho=first.rho + 0.01)
     assert plan(wish, work(), slots(DAY), NOW, previous=above).rho == first.rho
-
-
-IMPOSSIBLE = {
-    "time": (Wish(rho=0.8, deadline=NOW + 3 * HOUR), "time"),
-    "time at the lowest rho": (Wish(budget_g=1e6, deadline=NOW + HOUR), "time"),
-    "grams": (Wish(budget_g=120.0, deadline=NOW + 24 * HOUR), "grams"),
-    "grams at a rho": (Wish(rho=0.9, budget_g=300.0, deadline=NOW + 24 * HOUR), "grams"),
-    "energy": (Wish(budget_j=1.0e6, deadline=NOW + 24 * HOUR), "energy"),
-    "grams, now": (Wish(budget_g=200.0, schedule="now", deadline=NOW + 9 * HOUR), "grams"),
-    "grams in one run": (
-        Wish(budget_g=120.0, may_suspend=False, deadline=NOW + 24 * HOUR),
-        "grams",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", IMPOSSIBLE)
-def test_the_impossible_is_refused_with_numbers_and_three_offers_that_hold(name):
-    wish, missing = IMPOSSIBLE[name]
-    refused = plan(wish, work(), slots(DAY), NOW)
-    assert isinstance(refused, Infeasible)
-    assert refused.missing == missing
-    assert refused.needed > refused.available
-    found = offers(wish, work(), slots(DAY), NOW)
-    assert len(found) == 3
-    assert len({offer.kind for offer in found}) == 3
-    for offer in found:
-        again = plan(offer.wish, replace(work(), steps=offer.steps), slots(DAY), NOW)
-        assert isinstance(again, Plan)
-        assert offer.message
-        json.dumps(offer.to_dict(), allow_nan=False)
-
-
-def test_a_feasible_wish_gets_no_offers():
-    assert offers(Wish(rho=0.5, deadline=NOW + 24 * HOUR), work(), slots(DAY), NOW) == ()
 
 
 def test_a_rho_below_the_lowest_feasible_is_an_error():
