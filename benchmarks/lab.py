@@ -1,7 +1,7 @@
 """A model under experiment: single training steps, held-out loss, and the way back.
 
-For benchmarks that look into a run (`predictions`, `reselection`), in float32 on the CPU. Whole
-runs go through the product's own loop (`budget_run`).
+For benchmarks that look into a run (`predictions`, `reselection`, `levers`). Whole runs go through
+the product's own loop (`budget_run`).
 """
 
 from __future__ import annotations
@@ -17,20 +17,30 @@ from core.training.importance import measure_crossed_importance
 from core.training.methods import Choice, SelectionPoint, method_named
 from core.training.numerics import choose_numerics
 from core.training.optimiser import SelectiveAdamW
-from core.training.step import LossStep, StepInputs, first_samples, needs_mask
+from core.training.step import Batch, LossStep, StepInputs, first_samples, needs_mask
+from core.training_options import Precision
 from worker.prepare import Prepared
 
 MAX_NORM: Final = 1.0
 
 
 class Lab:
-    """Args: ``held_out``: batches to judge by, evenly over the validation data; None: all."""
+    """
+    Args:
+        held_out: batches to judge by, evenly over the validation data; None: all.
+        precision: float32 unless a benchmark says otherwise, so that small differences count.
+    """
 
-    def __init__(self, prepared: Prepared, *, held_out: int | None = None) -> None:
+    def __init__(
+        self, prepared: Prepared, *, held_out: int | None = None, precision: Precision = "fp32"
+    ) -> None:
         self.prepared = prepared
         self._feed = prepared.feed()
-        model = prepared.loaded.model.to(choose_numerics(None, "fp32").device)
-        self._step = LossStep(model, keeps_mask=needs_mask(model))
+        numerics = choose_numerics(None, precision)
+        model = prepared.loaded.model.to(numerics.device)
+        self._step = LossStep(
+            model, keeps_mask=needs_mask(model), autocast_dtype=numerics.autocast_dtype
+        )
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         batches = prepared.validation_batches()
         stride = max(1, len(batches) // (held_out or len(batches)))
@@ -45,24 +55,59 @@ class Lab:
         weight_decay = self.prepared.training.weight_decay
         return SelectiveAdamW(self.parameters, weight_decay=weight_decay)
 
+    def batch(self, step: int) -> Batch:
+        """Of step ``step`` (from 0)."""
+        return self._feed.batch(*divmod(step, self._feed.batches_per_epoch))
+
+    def inputs(self, batch: Batch) -> StepInputs:
+        return self._step.inputs(batch)
+
     def train(self, optimiser: SelectiveAdamW, step: int, rate: float) -> None:
-        """One step on the batch of step ``step`` (from 0)."""
-        inputs = self._inputs(step)
+        """One step on the batch of step ``step``."""
+        self.learn(optimiser, self.inputs(self.batch(step)), rate)
+
+    def learn(self, optimiser: SelectiveAdamW, inputs: StepInputs, rate: float) -> None:
+        """One step."""
         torch.autograd.backward(self._step(inputs).loss_sum / inputs.n_labels)
         optimiser.step(learning_rate=rate, max_grad_norm=MAX_NORM)
+
+    @torch.no_grad()
+    def loss_of(self, batch: Batch) -> float:
+        """Nats a label token."""
+        inputs = self.inputs(batch)
+        return float(self._step(inputs).loss_sum) / inputs.n_labels
+
+    def hardest(self, batch: Batch, n_samples: int) -> Batch:
+        """The samples with the highest loss a label token, in their order."""
+        n_all = len(batch["labels"])
+        losses = [
+            self.loss_of({n: t[at : at + 1] for n, t in batch.items()}) for at in range(n_all)
+        ]
+        rows = sorted(sorted(range(n_all), key=lambda at: losses[at])[-n_samples:])
+        return {name: tensor[rows] for name, tensor in batch.items()}
 
     def loss(self) -> float:
         """Nats a label token, of the held-out batches."""
         return evaluate(self._step, self._held_out).loss
 
-    def importance(self, optimiser: SelectiveAdamW, step: int, n_steps: int) -> dict[str, float]:
-        """At rate 1, from a pair of probes out of the ``n_steps`` steps after ``step``, two samples
-        of each, as a job of so few steps takes them.
+    def probes(self, step: int, n_steps: int) -> list[StepInputs]:
+        """A pair out of the ``n_steps`` steps after ``step``, two samples of each, as a job of so
+        few steps takes them.
         """
-        drawn = [self._batch(step + n_steps * part // 4) for part in (1, 3)]
+        drawn = [self.batch(step + n_steps * part // 4) for part in (1, 3)]
+        return [self.inputs(first_samples(batch, 0.5)) for batch in drawn]
+
+    def importance(self, optimiser: SelectiveAdamW, step: int, n_steps: int) -> dict[str, float]:
+        """At rate 1, from `probes`."""
+        return self.importance_of(optimiser, self.probes(step, n_steps))
+
+    def importance_of(
+        self, optimiser: SelectiveAdamW, probes: Sequence[StepInputs]
+    ) -> dict[str, float]:
+        """At rate 1, from pairs of probes."""
         return measure_crossed_importance(
             self._step,
-            [self._step.inputs(first_samples(batch, 0.5)) for batch in drawn],
+            probes,
             {name: self.parameters[name] for name in self.prepared.profile.trainable},
             optimiser,
             learning_rate=1.0,
@@ -92,9 +137,3 @@ class Lab:
         optimiser.select(names)
         optimiser.load_state_tensors(moments)
         return optimiser
-
-    def _batch(self, step: int) -> Mapping[str, torch.Tensor]:
-        return self._feed.batch(*divmod(step, self._feed.batches_per_epoch))
-
-    def _inputs(self, step: int) -> StepInputs:
-        return self._step.inputs(self._batch(step))
