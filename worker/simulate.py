@@ -104,8 +104,9 @@ def _title(fleet: Fleet) -> str:
 
 def _table(outcomes: Sequence[Outcome], fleet: Fleet) -> Table:
     table = Table(title=_title(fleet), caption="emissions / full fine-tuning run at submission")
-    for column in ("zone", "policy", "clairvoyant", "regret", "rho", "stretches", "missed"):
-        table.add_column(column, justify="left" if column == "zone" else "right")
+    table.add_column("zone", no_wrap=True)
+    for column in ("policy", "future known", "regret", "rho", "starts", "missed"):
+        table.add_column(column, justify="right")
     if fleet.policy == "budget":
         table.add_column("over budget", justify="right")
     for line in summary(outcomes, fleet)["zones"]:
@@ -131,12 +132,16 @@ def _table(outcomes: Sequence[Outcome], fleet: Fleet) -> Table:
 def to_html(outcomes: Sequence[Outcome], fleet: Fleet) -> str:
     """A page that opens offline: bars per zone, and how single jobs scatter."""
     known = [o for o in outcomes if o.run_now_g_B.any()]
-    zones = [o.zone for o in known]
     bars = {
         "data": [
-            {"type": "bar", "name": name, "x": zones, "y": values}
+            {
+                "type": "bar",
+                "name": name,
+                "x": [*(o.zone for o in known), "mean"],
+                "y": [*values, _mean(values)],
+            }
             for name, values in (
-                ("run now, full", [1.0] * len(zones)),
+                ("run now, full", [1.0] * len(known)),
                 (fleet.policy, [o.ratio for o in known]),
                 ("future known", [o.clairvoyant_ratio for o in known]),
             )
@@ -156,7 +161,7 @@ def to_html(outcomes: Sequence[Outcome], fleet: Fleet) -> str:
         "layout": {"yaxis": {"title": {"text": "emissions / run-now full fine-tuning"}}},
     }
     charts: list[Figure] = [
-        ("Mean emissions of each zone", bars),
+        ("Mean emissions of each zone, and the mean of the zones", bars),
         ("Single jobs, one a day", boxes),
     ]
     return document("Simulated year", _title(fleet), [], charts)

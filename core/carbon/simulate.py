@@ -11,6 +11,7 @@ year wraps around. Shapes: B jobs, T slots of the trace, N slots of a job's wind
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -50,7 +51,7 @@ class Fleet:
             "budget": suspends, and takes the highest rho that ``budget_share`` of the grams of
             full fine-tuning started at submission pays for.
         hours: full fine-tuning takes, above 0.
-        slack_h: from submission to the deadline, at least the hours at this rho.
+        slack_h: from submission to the deadline, whole slots, at least the hours at this rho.
         rho: share of full fine-tuning's time and energy; ignored by "budget".
         fixed_share: part of a step that rho does not shrink, see `StepCost.proportional`.
         suspend_h: of full power that each start of a stretch costs.
@@ -79,6 +80,7 @@ class Fleet:
             raise InvalidInput(f"Policies: {', '.join(POLICIES)}; noise: {', '.join(NOISES)}.")
         for name, low, high in (
             ("hours", 0.0, 8760.0),
+            ("slack_h", 0.0, 8760.0),
             ("rho", 0.0, 1.0),
             ("rho_min", 0.0, 1.0),
             ("budget_share", 0.0, 10.0),
@@ -86,6 +88,8 @@ class Fleet:
             value = getattr(self, name)
             if not low < value <= high:
                 raise InvalidInput(f"{name} must be above {low:g}, at most {high:g}; got {value}.")
+        if not 0 <= self.suspend_h < math.inf:
+            raise InvalidInput(f"suspend_h must be a number from 0 on; got {self.suspend_h}.")
         lowest = self.rho_min if self.policy == "budget" else self.rho
         if self.slack_h < self.hours * self.share(lowest):
             raise InvalidInput(
@@ -148,6 +152,11 @@ def simulate(zone: str, values_T: Sequence[float], step_h: float, fleet: Fleet) 
     """
     values = np.asarray(values_T, dtype=np.float64)
     window = round(fleet.slack_h / step_h)
+    if abs(window * step_h - fleet.slack_h) > _SLACK * fleet.slack_h:
+        raise InvalidInput(
+            f"The slack of {fleet.slack_h:g} h must be a whole number of the {step_h:g} h slots "
+            f"of {zone}."
+        )
     if len(values) < window:
         raise InvalidInput(f"The trace of {zone} is shorter than the slack of {fleet.slack_h:g} h.")
     weather = _Weather(values, window, step_h, fleet)

@@ -11,7 +11,7 @@ from core.carbon.planner import Infeasible, Ledger, StepCost, Wish, Work, plan
 from core.carbon.simulate import Fleet, _Weather, simulate
 from core.errors import InvalidInput
 from core.units import JOULES_PER_KWH, emissions_g
-from worker.simulate import summary, to_html
+from worker.simulate import simulate_and_print, summary, to_html
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -123,7 +123,17 @@ def test_every_joule_is_priced_at_its_hour():
 
 
 @pytest.mark.parametrize(
-    "options", [{"policy": "magic"}, {"hours": 0}, {"rho": 1.5}, {"hours": 30, "rho": 0.9}]
+    "options",
+    [
+        {"policy": "magic"},
+        {"hours": 0},
+        {"rho": 1.5},
+        {"hours": 30, "rho": 0.9},
+        {"slack_h": float("nan")},
+        {"slack_h": float("inf")},
+        {"suspend_h": float("inf")},
+        {"suspend_h": -1.0},
+    ],
 )
 def test_nonsense_is_refused(options):
     with pytest.raises(InvalidInput):
@@ -133,6 +143,36 @@ def test_nonsense_is_refused(options):
 def test_a_trace_shorter_than_the_slack_is_refused():
     with pytest.raises(InvalidInput, match="shorter"):
         simulate("XX", [1.0] * 10, 1.0, Fleet())
+
+
+def test_a_slack_that_ends_amid_a_slot_is_refused():
+    """Or a job of 3.2 h with 3.4 h to go would be given three hours, and miss its deadline."""
+    fleet = Fleet(hours=6.4, rho=0.5, slack_h=3.4)
+    with pytest.raises(InvalidInput, match=r"whole number of the 1 h slots"):
+        simulate("XX", year(48), 1.0, fleet)
+    assert not simulate("XX", year(48), 0.2, fleet).missed_B.any()
+
+
+def test_the_page_has_the_mean_of_the_zones_too():
+    fleet = Fleet(policy="suspend", hours=2, slack_h=12)
+    outcomes = [simulate(zone, year(96, seed), 1.0, fleet) for seed, zone in enumerate("AB")]
+    page = to_html(outcomes, fleet)
+    text = page[page.rindex("<script>") + len("<script>") :]
+    bars = json.loads(text[: text.index(".forEach(")])[0]["data"]
+    assert [bar["x"] for bar in bars] == [["A", "B", "mean"]] * 3
+    told = summary(outcomes, fleet)
+    assert [bar["y"][-1] for bar in bars[1:]] == [
+        told["mean_ratio"],
+        told["mean_clairvoyant_ratio"],
+    ]
+
+
+def test_the_table_fits_a_terminal(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [f"US-CAL-CISO,{(T0 + n * HOUR).isoformat()},{v:.2f}" for n, v in enumerate(year(48))]
+    (tmp_path / "a.csv").write_text("\n".join(["zone,timestamp_utc,gco2eq_per_kwh", *rows]))
+    simulate_and_print(tmp_path, Fleet(policy="budget", hours=2, slack_h=12))
+    assert "US-CAL-CISO" in capsys.readouterr().out
 
 
 def test_a_grid_that_is_free_of_carbon_leaves_nothing_to_compare_with():
