@@ -39,6 +39,8 @@ class OverheadHook(Hook):
         self._clock = clock
         #: when the loop was last heard of
         self._heard = since
+        #: what goes on since then, where it is none of the loop's own work
+        self._meanwhile: str | None = "preparation"
 
     def on_start(self, record: StartRecord) -> None:
         if record.measuring_s:
@@ -52,7 +54,7 @@ class OverheadHook(Hook):
         self._ended("selection", record.duration_s)
 
     def on_step(self, record: StepRecord) -> None:  # noqa: ARG002  as above
-        self._heard = self._clock()
+        self._heard, self._meanwhile = self._clock(), None
 
     def on_validation(self, record: ValidationRecord) -> None:
         self._ended("validation", record.duration_s)
@@ -62,6 +64,20 @@ class OverheadHook(Hook):
 
     def on_checkpoint(self, record: CheckpointRecord) -> None:  # noqa: ARG002  as above
         self._ended("checkpoint")
+        # it is uploaded while training goes on, or while a training that stopped waits for it
+        self._meanwhile = "checkpoint"
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Around a whole attempt: one that is broken off before its first step has prepared for
+        nothing, and one that stops at a checkpoint has waited for its upload.
+        """
+        try:
+            yield
+        except BaseException:
+            if self._meanwhile is not None:
+                self._ended(self._meanwhile)
+            raise
 
     @contextmanager
     def during(self, kind: str) -> Iterator[None]:
@@ -79,7 +95,7 @@ class OverheadHook(Hook):
         if duration_s is not None:
             # two clocks: what was heard before is over
             start = max(start, now - timedelta(seconds=duration_s))
-        self._heard = now
+        self._heard, self._meanwhile = now, None
         self._span(kind, start, now)
 
     def _span(self, kind: str, start: datetime, end: datetime) -> None:

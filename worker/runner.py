@@ -145,13 +145,14 @@ class Training:
             zone=self._zone,
             attribution=self._world.attribution,
         )
-        meter = self._meter
-        meter.receive(log.take, log.warn)
+        self._meter.receive(log.take, log.warn)
         name = f"{self._claim.job_id}-{self._claim.fence}"
-        with meter:
+        with self._meter:
+            overheads = OverheadHook(log.take_overhead, since=self._meter.started_at)
             try:
-                with scratch_folder(self._world.home / "scratch", name) as scratch:
-                    return self._work(scratch, meter, log)
+                scratch_in = scratch_folder(self._world.home / "scratch", name)
+                with scratch_in as scratch, overheads.attempt():
+                    return self._work(scratch, log, overheads)
             except LeaseLost:
                 raise
             except (GreentuneError, Interrupted, OSError) as error:
@@ -160,16 +161,15 @@ class Training:
     def _ending_of(self, error: GreentuneError | Interrupted | OSError) -> Ending:
         return ending_of(error, self._claim, self._steering, max_attempts=self._world.max_attempts)
 
-    def _work(self, scratch: Path, meter: EnergyMeter, log: EnergyLog) -> Trained:
+    def _work(self, scratch: Path, log: EnergyLog, overheads: OverheadHook) -> Trained:
         """Train, with smaller micro-batches if memory does not suffice, and store the result."""
         spec = self._claim.spec
-        overheads = OverheadHook(log.take_overhead, since=meter.started_at)
         is_started = False
         while True:
             prepared = self._prepare(spec, scratch)
             if not is_started:
                 self._validated()
-            calibration, pilot = self._instruments(prepared, meter, log)
+            calibration, pilot = self._instruments(prepared, log)
             rho = self._rho(prepared) if pilot is None else pilot.begin()
             if not is_started:
                 self._start(prepared, rho)
@@ -182,7 +182,7 @@ class Training:
             except OutOfMemory as error:
                 spec = replace(spec, training=self._smaller(prepared.training, error))
             else:
-                meter.sample()
+                self._meter.sample()
                 with overheads.during("delivery"):
                     check = self._steering.check
                     return self._delivery.deliver(prepared, result, scratch, check=check)
@@ -256,9 +256,7 @@ class Training:
             now=moment,
         )
 
-    def _instruments(
-        self, prepared: Prepared, meter: EnergyMeter, log: EnergyLog
-    ) -> tuple[Calibration, Pilot | None]:
+    def _instruments(self, prepared: Prepared, log: EnergyLog) -> tuple[Calibration, Pilot | None]:
         """What measures this machine, and what steers by it where the job has a plan."""
         claim, world, model = self._claim, self._world, self._parent
         tokens_per_step = prepared.train_data.report.n_tokens / prepared.steps_per_epoch
@@ -277,7 +275,7 @@ class Training:
         calibration = Calibration(
             self._reporter,
             log,
-            meter.sample,
+            self._meter.sample,
             model=model,
             hardware=hardware,
             base=known_cost(stored, hardware, otherwise=costs.assumed(full_flops, device)),

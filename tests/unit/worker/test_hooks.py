@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from core.carbon.calibration import assumed
-from core.training.hooks import SelectionRecord, StartRecord, StepRecord
+from core.training.hooks import CheckpointRecord, SelectionRecord, StartRecord, StepRecord
 from core.training.rates import Rates
 from worker.calibration import MANY_STEPS, Calibration
-from worker.hooks import ProgressHook
+from worker.hooks import Interrupted, ProgressHook
 from worker.overheads import OverheadHook
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -134,3 +135,55 @@ def test_measuring_prices_is_time_spent_on_selection(measuring_s, spans):
     hook.on_start(_start(measuring_s=measuring_s))
     found = [(each.kind, (each.ended_at - each.started_at).total_seconds()) for each in written]
     assert found == spans
+
+
+def _checkpoint():
+    return CheckpointRecord(
+        step=1,
+        epoch=0.1,
+        folder=Path("step-1"),
+        is_milestone=False,
+        train_loss=None,
+        validation_loss=None,
+        validation_token_accuracy=None,
+    )
+
+
+def _broken_off(happens):
+    """What an attempt has written that is given back 10 s after ``happens``."""
+    now, written = [NOON], []
+    hook = OverheadHook(written.append, since=NOON, clock=lambda: now[0])
+
+    def give_back():
+        with hook.attempt():
+            happens(hook, now)
+            now[0] += timedelta(seconds=10)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        give_back()
+    return [(each.kind, (each.ended_at - each.started_at).total_seconds()) for each in written]
+
+
+def test_an_attempt_that_is_held_before_its_first_step_was_preparation():
+    assert _broken_off(lambda _hook, _now: None) == [("preparation", 10)]
+
+
+def test_what_a_suspended_job_waits_for_after_its_checkpoint_belongs_to_the_checkpoint():
+    def save(hook, now):
+        hook.on_start(_start(measuring_s=0.0))
+        now[0] += timedelta(seconds=5)
+        hook.on_step(_step(1))
+        now[0] += timedelta(seconds=3)
+        hook.on_checkpoint(_checkpoint())
+
+    assert _broken_off(save) == [("checkpoint", 3), ("checkpoint", 10)]
+
+
+def test_a_step_that_fails_is_no_overhead():
+    def step(hook, now):
+        hook.on_start(_start(measuring_s=0.0))
+        now[0] += timedelta(seconds=5)
+        hook.on_step(_step(1))
+
+    assert _broken_off(step) == []
