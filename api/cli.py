@@ -268,8 +268,10 @@ def estimate(
         save_estimate(document, html, model=model)
     if as_json:
         print(json.dumps(document, indent=1))
-    else:
-        print_estimate(document, out)
+        return
+    print_estimate(document, out)
+    if html is not None:
+        out.print(f"Saved {html}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

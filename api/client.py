@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from core.errors import GreentuneError, StartRefused, Unavailable
+from core.errors import GreentuneError, InvalidInput, StartRefused, Unavailable
 
 TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 # validation runs inside the upload: ten seconds per 100 MB
@@ -47,6 +48,13 @@ class Client:
         return self._ask("GET", path, params=params)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """
+        Raises:
+            InvalidInput: a number of ``body`` is none, which JSON cannot say.
+        """
+        for name, value in _numbers("", body or {}):
+            if not math.isfinite(value):
+                raise InvalidInput(f"{name} must be a finite number; got {value}.", param=name)
         return self._ask("POST", path, json=body)
 
     def upload(self, path: Path) -> dict[str, Any]:
@@ -117,6 +125,18 @@ class Client:
                 f"No answer from {self.url} ({error}). Is `greentune serve` running, and is "
                 "GREENTUNE_URL right?"
             ) from error
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Every float of a body, and what it is called."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _numbers(f"{name}.{key}".lstrip("."), inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _numbers(name, inner)
+    elif isinstance(value, float):
+        yield name, value
 
 
 def _refusal(response: httpx.Response) -> ServerError:

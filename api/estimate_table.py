@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.watch import duration
-from core.carbon.estimate_page import to_html
+from core.carbon.estimate_page import left_out_of, to_html
 from core.errors import InvalidInput
 from core.spec import BYTES_PER_TOKEN
 
@@ -47,9 +47,11 @@ def tokens_of(file: Path) -> int:
 def print_estimate(document: dict[str, Any], console: Console) -> None:
     """One line per option; those that nothing else beats are marked."""
     full = document["full_now"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    # narrow enough for a terminal of 80 columns, where a cell that wraps makes two lines of each
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name in ("", "RHO", "START", "FINISH", "TRAINING", "Wh", "gCO2e", "OF FULL NOW", "QUALITY"):
-        table.add_column(name, justify="left" if name in ("", "START", "FINISH") else "right")
+        is_text = name in ("", "START", "FINISH")
+        table.add_column(name, justify="left" if is_text else "right", no_wrap=is_text)
     for option in document["options"]:
         share = option["co2e_share_of_full_now"]
         table.add_row(
@@ -64,6 +66,8 @@ def print_estimate(document: dict[str, Any], console: Console) -> None:
             f"{option['quality']:.2f}",
         )
     console.print(table)
+    for line in left_out_of(document):
+        console.print(line, markup=False)
     console.print(
         f"* nothing else is greener, sooner and better at once. Full fine-tuning now: "
         f"{full['energy_wh']:.4g} Wh, {full['co2e_g']:.4g} gCO2e, {duration(full['duration_s'])}.",

@@ -45,6 +45,8 @@ class Estimate:
     source: str
     #: rho and starts that do not fit the deadline
     left_out: int
+    #: values of rho that were asked for and are below the lowest feasible one
+    rho_too_low: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -57,6 +59,7 @@ class Estimate:
             "full_now": _plain(self.full_now, self.full_now),
             "options": [_plain(option, self.full_now) for option in self.options],
             "left_out": self.left_out,
+            "rho_too_low": list(self.rho_too_low),
         }
 
 
@@ -74,7 +77,7 @@ def estimate(
     """Every rho at every start, and in the planner's own hours; feasible ones only.
 
     Args:
-        work: the whole job; rhos below its ``rho_min`` are left out.
+        work: the whole job; rhos below its ``rho_min`` are left out, and named.
         forecast: adjoining slots from ``now`` on; beyond its end its last day repeats.
         start_hours: from now, 0 or more.
         deadline: bounds every option; None: a day after the work at full effort would end.
@@ -107,6 +110,7 @@ def estimate(
         zone=full_now.zone,
         source=full_now.source,
         left_out=len(wishes) - len(options),
+        rho_too_low=tuple(sorted({r for r in rhos if r < work.rho_min})),
     )
 
 

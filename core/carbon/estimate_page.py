@@ -80,11 +80,25 @@ def to_html(estimate: Mapping[str, Any], *, model: str, words: str) -> str:
     return document(f"What {model} would cost", subtitle, parts, charts)
 
 
+def left_out_of(estimate: Mapping[str, Any]) -> list[str]:
+    """What was asked for and cannot be had, a sentence each."""
+    lines, rho_min = [], estimate["basis"]["rho_min"]
+    if too_low := estimate["rho_too_low"]:
+        listed = ", ".join(f"{rho:g}" for rho in too_low)
+        lines.append(f"rho {listed}: below {rho_min:.4g}, the lowest that this model can do.")
+    if estimate["left_out"]:
+        lines.append(
+            f"{estimate['left_out']} combinations do not fit the deadline and are "
+            "left out; allow more time, fewer tokens or epochs, or a lower rho."
+        )
+    return lines
+
+
 def _remarks(estimate: Mapping[str, Any], words: str) -> str:
     lines = (
         words,
         f"Intensity: {estimate['source']}.",
-        f"{estimate['left_out']} combinations do not fit the deadline and are left out.",
+        *left_out_of(estimate),
         "Diamonds: the planner's own hours until the deadline. Shade: rho.",
     )
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from api.client import Client, ServerError
-from core.errors import StartRefused, Unavailable
+from core.errors import InvalidInput, StartRefused, Unavailable
 
 
 class _Website(BaseHTTPRequestHandler):
@@ -61,3 +61,18 @@ def test_another_kind_of_server_is_recognised(website: str) -> None:
         pytest.raises(ServerError, match="not a greentune server"),
     ):
         client.get("/v1/models")
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ({"green": {"rho": float("nan")}}, "green.rho"),
+        ({"start_hours": [0.0, float("inf")]}, "start_hours"),
+    ],
+)
+def test_a_number_that_is_none_is_refused_by_name(body: dict[str, object], name: str) -> None:
+    with (
+        closing(Client("http://127.0.0.1:1", "gt-key")) as client,
+        pytest.raises(InvalidInput, match=f"{name} must be a finite number"),
+    ):
+        client.post("/v1/green/estimate", body)

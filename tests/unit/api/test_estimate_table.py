@@ -51,10 +51,13 @@ def test_the_table_marks_what_nothing_beats_and_says_what_is_assumed() -> None:
     }
     document = {
         "zone": "FR",
+        "left_out": 2,
+        "rho_too_low": [0.1],
         "options": [option, {**option, "rho": 1.0, "is_pareto": False}],
         "full_now": {**option, "energy_wh": 100.0, "co2e_g": 8.0},
         "basis": {
             "hardware": None,
+            "rho_min": 0.25,
             "n_tokens": 1000,
             "n_epochs": 3,
             "quality": {"basis": "stored", "n_selections": 4},
@@ -67,8 +70,13 @@ def test_the_table_marks_what_nothing_beats_and_says_what_is_assumed() -> None:
         " ".join(lines[1].split()) == "* 0.50 03-02 12:00Z green 03-02 13:00Z 1:00:00 50 2 25% 0.84"
     )
     assert not lines[2].startswith("*")
-    assert "100 Wh, 8 gCO2e" in lines[3]
-    assert "assumed" in lines[4]
+    assert lines[3] == "rho 0.1: below 0.25, the lowest that this model can do."
+    assert lines[4].startswith("2 combinations do not fit the deadline")
+    assert "100 Wh, 8 gCO2e" in lines[5]
+    assert "assumed" in lines[6]
+    narrow = io.StringIO()
+    print_estimate(document, Console(file=narrow, width=80))
+    assert narrow.getvalue().splitlines()[1].split()[-1] == "0.84", "a line per option"
 
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
@@ -77,7 +85,8 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         "zone": "FR",
         "kind": "average",
         "source": "test",
-        "left_out": 0,
+        "left_out": 7,
+        "rho_too_low": [],
         "options": [],
         "full_now": {
             "co2e_g": 8.0,
@@ -88,12 +97,15 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         },
         "basis": {
             "hardware": None,
+            "rho_min": 0.25,
             "n_tokens": 1000,
             "n_epochs": 3,
             "quality": {"basis": "assumed", "n_selections": 0},
         },
     }
     save_estimate(document, tmp_path / "a.html", model="tiny")
-    assert "Plotly" in (tmp_path / "a.html").read_text()
+    page = (tmp_path / "a.html").read_text()
+    assert "Plotly" in page
+    assert "7 combinations do not fit" in page
     with pytest.raises(InvalidInput, match="cannot be written"):
         save_estimate(document, tmp_path / "no" / "a.html", model="tiny")

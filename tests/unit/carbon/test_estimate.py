@@ -70,3 +70,10 @@ def test_what_does_not_fit_is_counted_and_left_out():
     assert {o.rho for o in result.options} == {0.5, 1.0}
     # rho 1 from 9 o'clock and rho .5 from 9 o'clock end too late
     assert result.left_out == 2
+
+
+def test_a_rho_below_the_lowest_is_named():
+    result = told(rhos=(0.1, 0.5), start_hours=(0,))
+    assert result.rho_too_low == (0.1,)
+    assert result.to_dict()["rho_too_low"] == [0.1]
+    assert {option.rho for option in result.options} == {0.5}

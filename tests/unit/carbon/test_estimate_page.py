@@ -32,6 +32,7 @@ WORK = Work(steps=4, cost=COST, rho_min=0.3)
 def document():
     told = estimate(WORK, FORECAST, NOW).to_dict()
     told["options"] = [{**o, "is_pareto": o["on_front"]} for o in told["options"]]
+    told["basis"] = {"rho_min": WORK.rho_min}
     return told
 
 
