@@ -1,96 +1,31 @@
-"""Joules x intensity: hand counts, exact splits, and a report that its own samples bear out."""
+"""Joules x intensity: hand counts, exact splits, baselines, and holes in the record."""
 
-import csv
 import dataclasses
-import io
-import json
-from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.carbon.account import (
-    Attempt,
-    Overhead,
-    report_emissions,
-)
+from core.carbon.account import Attempt, Overhead
 from core.carbon.baseline import baseline, calibrated_effort, modelled_effort
 from core.carbon.compose import JobFacts, compose
 from core.carbon.coverage import missing_s, uncovered
-from core.carbon.energy import EnergySample, MeteredEnergy, attribute
-from core.carbon.evidence import Evidence
-from core.carbon.intensity import Intensity
-from core.carbon.page import to_html
-from core.carbon.report import CSV_COLUMNS, intervals, to_csv, to_dict
-from core.carbon.verify import verify
-
-T0 = datetime(2026, 5, 1, 8, tzinfo=UTC)
-HOUR = timedelta(hours=1)
-KWH_J = 3_600_000.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Full fine-tuning as measured."""
-
-    s_per_token: float
-    j_per_token: float
-    measured_by: str = "job"
-
-
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """A signal of given slots."""
-
-    slots: list[Intensity]
-
-    def at(self, zone, moment):
-        raise NotImplementedError
-
-    forecast = at
-
-    def series(self, zone, start, end):
-        return tuple(
-            s.clipped(start, end) for s in self.slots if s.moment < end and s.until > start
-        )
-
-
-def at(hours: float) -> datetime:
-    return T0 + hours * HOUR
-
-
-def slot(value, begin, end, kind="average"):
-    return Intensity(
-        value_g_per_kwh=value, zone="XX", kind=kind, source="s", moment=at(begin), until=at(end)
-    )
-
-
-def sample(begin, end, energy_j, device="cpu", method="rapl"):
-    return EnergySample(
-        started_at=at(begin), ended_at=at(end), device=device, energy_j=energy_j, method=method
-    )
-
-
-def row(begin, end, kwh, intensity=None, *, device="cpu", method="rapl", kind="average", attempt=1):
-    return MeteredEnergy(
-        device=device,
-        started_at=at(begin),
-        ended_at=at(end),
-        energy_j=kwh * KWH_J,
-        method=method,
-        intensity_g_per_kwh=intensity,
-        intensity_kind=None if intensity is None else kind,
-        intensity_source=None if intensity is None else "test",
-        intensity_is_estimated=None if intensity is None else False,
-        zone="XX",
-        attempt=attempt,
-    )
-
-
-def report(rows, **options):
-    return report_emissions(job_id="ftjob-1", zone="XX", rows=rows, submitted_at=T0, **options)
+from core.carbon.energy import attribute
+from core.carbon.report import to_dict
+from tests.unit.carbon.rows import (
+    CALIBRATED,
+    KWH_J,
+    T0,
+    Cost,
+    Grid,
+    at,
+    full_report,
+    report,
+    row,
+    sample,
+    slot,
+)
 
 
 def test_a_sample_over_a_change_of_intensity_is_cut_there():
@@ -226,134 +161,6 @@ def test_the_split_adds_up(actual_kwh, full_kwh, share, then, now, pue):
     )
 
 
-def test_no_samples_is_a_report_too():
-    told = to_dict(report([]))
-    assert (told["co2e_g"], told["savings"], told["intensity_g_per_kwh"]["mean"]) == (0, None, None)
-    json.dumps(told, allow_nan=False)
-    assert wrong(told, Evidence(samples=())) == set()
-    assert "<html" in to_html(report([]))
-
-
-OVERHEADS = [
-    Overhead(kind="selection", started_at=at(0.0101), ended_at=at(0.0233)),
-    Overhead(kind="selection", started_at=at(0.5), ended_at=at(0.51)),
-    Overhead(kind="preparation", started_at=at(0.001), ended_at=at(0.0101)),
-]
-
-
-ATTEMPTS = [
-    Attempt(
-        number=1,
-        worker="w<1>",
-        started_at=T0,
-        ended_at=at(1.25),
-        outcome="held",
-        attribution="machine",
-    ),
-    Attempt(number=2, worker="w2", started_at=at(1.249), ended_at=at(3), attribution="process"),
-]
-
-
-def full_report(count=1800, cost=None):
-    """A job of two attempts with the baseline's hours in three slots: (report, evidence)."""
-    rows = [
-        row(
-            i / 720,
-            (i + 1) / 720,
-            0.0001 + i * 1e-7,
-            200 + i // 100,
-            device=device,
-            attempt=1 + i // (count // 2),
-        )
-        for i in range(count)
-        for device in ("cpu", "gpu")
-        if i != 20
-    ]
-    facts = JobFacts(
-        job_id="ftjob-1",
-        submitted_at=T0,
-        zone="XX",
-        pue=1.13,
-        trained_tokens=64_000,
-        spent_flops=3.3e12,
-        full_flops=7.7e12,
-        full_cost=cost,
-        embodied_g_per_hour=3.5,
-    )
-    grid = Grid([slot(333.3, 0, 1.01), slot(250.7, 1.01, 2.02), slot(410.1, 2.02, 4.5)])
-    told = compose(facts, rows, ATTEMPTS, OVERHEADS, signal=grid)
-    return told, Evidence.of(told, facts, OVERHEADS)
-
-
-CALIBRATED = Cost(s_per_token=0.2111, j_per_token=17.77, measured_by="machine")
-
-
-def wrong(body, evidence):
-    return {check.figure for check in verify(body, evidence) if not check.agrees}
-
-
-def numbers(value, path=()):
-    """Every number of the JSON with the keys that lead to it."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from numbers(inner, (*path, key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from numbers(inner, (*path, index))
-    elif isinstance(value, float):
-        yield path, value
-
-
-def changed(body, path, value):
-    copy = json.loads(json.dumps(body))
-    inner = copy
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return copy
-
-
-@pytest.mark.parametrize("cost", [None, CALIBRATED])
-def test_a_report_is_borne_out_by_its_samples_and_a_forged_one_is_not(cost):
-    told, evidence = full_report(cost=cost)
-    body = json.loads(json.dumps(to_dict(told)))
-    assert wrong(body, evidence) == set()
-    assert len(verify(body, evidence)) > 600
-    fewer = dataclasses.replace(evidence, samples=evidence.samples[:-1])
-    lost = wrong(body, fewer)
-    assert lost >= {"co2e_g", "devices.gpu.energy_wh", "sci.g_per_model", "energy_wh.gpu"}
-    found = wrong(body, dataclasses.replace(evidence, overheads=()))
-    kinds = ("preparation", "selection")
-    lines = {f"overheads.{kind}.{part}" for kind in kinds for part in ("co2e_g", "energy_wh")}
-    assert {figure for figure in found if figure.startswith("overheads.")} == lines
-    # a modelled baseline takes preparation as it was
-    assert ("baseline.energy_wh" in found) is (cost is None)
-    assert body["baseline"]["basis"] == ("modelled" if cost is None else "calibrated")
-    assert body["unaccounted"]["gaps"][0]["started_at"] == "2026-05-01T08:01:40Z"
-
-
-def test_evidence_survives_json():
-    told, evidence = full_report(40, CALIBRATED)
-    sent = json.loads(json.dumps(evidence.to_dict()))
-    assert Evidence.from_dict(sent) == evidence
-    assert wrong(to_dict(told), Evidence.from_dict(sent)) == set()
-
-
-@pytest.mark.parametrize("cost", [None, CALIBRATED])
-def test_no_figure_can_be_changed_unnoticed(cost):
-    told, evidence = full_report(40, cost)
-    body = json.loads(json.dumps(to_dict(told)))
-    body["intervals"] = body["intervals"][:3]
-    seen = 0
-    for path, value in numbers(body):
-        # what names an interval: no sample has another one's intensity
-        if path[0] == "intervals" and path[-1] == "intensity_g_per_kwh":
-            continue
-        seen += 1
-        assert wrong(changed(body, path, value + 2e-6), evidence), path
-    assert seen > 45
-
-
 def test_a_measured_baseline_goes_before_a_modelled_one():
     """Full fine-tuning of 64,000 tokens at 17.77 J each, over 3.75 h at the hours' intensities."""
     told, _ = full_report(cost=CALIBRATED)
@@ -423,35 +230,3 @@ def test_holes_in_the_record():
     assert uncovered(rows[:1], [Attempt(number=1, worker="w", started_at=at(0))])[0].devices == (
         "cpu",
     )
-
-
-def test_long_jobs_are_merged_for_display_without_losing_energy():
-    told, _ = full_report()
-    rows = told.rows
-    groups = intervals(rows, limit=500)
-    assert len(groups) <= 500
-    assert sum(r.energy_j for g in groups for r in g) == pytest.approx(
-        sum(r.energy_j for r in rows)
-    )
-    assert all(len({(r.device, r.attempt, r.intensity_g_per_kwh) for r in g}) == 1 for g in groups)
-
-
-def test_csv_has_codecarbons_columns_and_units():
-    emissions_data = pytest.importorskip("codecarbon.output_methods.emissions_data").EmissionsData
-    assert [f.name for f in dataclasses.fields(emissions_data)] == list(CSV_COLUMNS)
-    rows = [row(0, 2, 1.0, 300, device="gpu"), row(0, 2, 0.5, 300), row(3, 4, 1, 100, attempt=2)]
-    lines = list(csv.DictReader(io.StringIO(to_csv(report(rows, pue=2.0)))))
-    assert [float(line["emissions"]) for line in lines] == pytest.approx([0.9, 0.2])
-    assert float(lines[0]["gpu_energy"]) == pytest.approx(2.0)
-    assert float(lines[0]["cpu_power"]) == pytest.approx(500)
-    assert float(lines[0]["duration"]) == 7200
-
-
-def test_the_page_is_self_contained_and_escapes_what_users_wrote():
-    told, _ = full_report()
-    page = to_html(told, rho_history=[(T0, 0.5), (at(1), 0.4)], budget_g=150.0)
-    assert "Plotly" in page
-    assert "w&lt;1&gt;" in page
-    assert "w<1>" not in page
-    assert 'src="http' not in page
-    assert page.count("class=chart") == 3
