@@ -2,7 +2,7 @@
 
     python benchmarks/carbon_savings.py --traces FOLDER --out docs/carbon-savings.md
 
-Deterministic (seeded); about two minutes a core for five zones. No timing goes into the table.
+Deterministic (seeded); ten processor seconds for five zones. No timing goes into the table.
 """
 
 from __future__ import annotations
