@@ -22,6 +22,8 @@ from core.errors import DataInvalid, InvalidInput
 TABLE_SUFFIXES = (".csv", ".parquet")
 SUFFIXES = (".jsonl", *TABLE_SUFFIXES)
 _PARQUET_ROWS = 256
+#: what other programs write between the fields of a line
+_OTHER_DIVIDERS = (";", "\t", "|")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +155,7 @@ class _CsvLines:
         if line.raw is None:
             raise LineError("line_too_long", _too_long(line.number, self._limits).message)
         if b"\0" in line.raw:
-            raise LineError("nul_character", "the line holds a NUL byte; is the file text?")
+            raise LineError("nul_character", "the line holds a NUL byte; save as UTF-8 text.")
         try:
             # spreadsheets begin their CSV files with a byte order mark
             text = line.raw.decode("utf-8-sig" if line.number == 1 else "utf-8")
@@ -174,14 +176,16 @@ def _csv_file_rows(
 def _csv_rows(
     stream: BinaryIO, name: str, columns: tuple[str, ...], limits: DataLimits
 ) -> Iterator[Row | Problem]:
-    """RFC 4180 with a header; a quoted field may span lines."""
+    """RFC 4180 with a header; a quoted field may span lines, blanks around a column's name go."""
     lines = _CsvLines(stream, limits)
     reader = csv.reader(lines, strict=True)
     try:
         header = _next_record(reader, limits)
     except (csv.Error, LineError) as error:
         raise DataInvalid(f"line {lines.number}: {_sentence(error)}") from error
-    places = _places(name, header or [], columns)
+    if not header:
+        raise DataInvalid(f"{name} has no header: its first line must name the columns.")
+    places = _places(name, [column.strip() for column in header], columns)
     while True:
         first = lines.number + 1
         try:
@@ -192,14 +196,14 @@ def _csv_rows(
         if record is None:
             return
         if record:
-            yield _csv_row(first, record, header or [], places)
+            yield _csv_row(first, record, len(header), places)
 
 
 def _csv_row(
-    line: int, record: list[str], header: list[str], places: Mapping[str, int]
+    line: int, record: list[str], n_columns: int, places: Mapping[str, int]
 ) -> Row | Problem:
-    if len(record) != len(header):
-        message = f"the row has {len(record)} fields, but the header has {len(header)}."
+    if len(record) != n_columns:
+        message = f"the row has {len(record)} fields, but the header has {n_columns}."
         return _problem(line, "wrong_field_count", message)
     return Row(line=line, values={name: record[at] for name, at in places.items()})
 
@@ -216,9 +220,8 @@ def _next_record(reader: Iterator[list[str]], limits: DataLimits) -> list[str] |
 
 
 def _places(file: str, header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
-    for name in columns:
-        if header.count(name) > 1:
-            raise DataInvalid(f"{file} has more than one column {name!r}; rename one.")
+    if columns and len(header) == 1 and any(other in header[0] for other in _OTHER_DIVIDERS):
+        raise DataInvalid(f"{file} has one column, {header[0]!r}; divide fields by commas.")
     _require_columns(file, header, columns)
     return {name: header.index(name) for name in columns}
 
@@ -252,7 +255,10 @@ def _n_parquet_rows(stream: BinaryIO) -> int:
         raise DataInvalid(f"The file cannot be read as Parquet: {error}.") from error
 
 
-def _require_columns(file: str, found: Collection[str], columns: tuple[str, ...]) -> None:
+def _require_columns(file: str, found: list[str], columns: tuple[str, ...]) -> None:
+    for name in columns:
+        if found.count(name) > 1:
+            raise DataInvalid(f"{file} has more than one column {name!r}; rename one.")
     missing = [name for name in columns if name not in found]
     if missing:
         raise DataInvalid(
@@ -265,6 +271,8 @@ def _require_columns(file: str, found: Collection[str], columns: tuple[str, ...]
 def _sentence(error: Exception) -> str:
     if isinstance(error, LineError):
         return error.message
+    if "new-line character" in str(error):
+        return "not valid CSV: a carriage return stands alone; end lines with LF or CRLF."
     return f"not valid CSV: {error}; quote fields that hold commas, quotes or line ends."
 
 

@@ -9,8 +9,9 @@ and checkpoints stay the trainer's. At each selection a probe batch goes through
 importance is taken from the trainer's own Adam moments, and the chosen tensors' requires_grad flags
 are set. Nothing else is touched: weights, gradients, moments and random numbers are what they were.
 
-Costs are those of ``model(**batch).loss`` on batches of the training data. Where a trainer computes
-its loss another way (TRL's fused head), the share spent differs by what that way costs.
+Costs are those of ``model(**batch).loss`` on batches of the training data, with gradient
+checkpointing where the trainer has it switched on. Where a trainer computes its loss another way
+(TRL's fused head), the share spent differs by what that way costs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from transformers.training_args import ParallelMode
@@ -34,6 +36,7 @@ from core.training.flops import profile
 from core.training.importance import CrossedGain, sum_over_gradients
 from core.training.methods import adapters_of
 from core.training.optimiser import adamw_update, chosen
+from core.training.ranking import worth
 from core.training.selector import select
 from core.training_options import is_number
 
@@ -43,6 +46,8 @@ _PROFILED_BATCHES: Final = 4
 _WRAPPED: Final = ("forward", "_original_forward")
 #: model -> parameters that a callback froze and has not given back: at work, or interrupted
 _FROZEN: Final[WeakKeyDictionary[torch.nn.Module, set[str]]] = WeakKeyDictionary()
+#: model -> hooks that a callback put on its embeddings and has not taken off
+_ENDS: Final[WeakKeyDictionary[torch.nn.Module, list[RemovableHandle]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +76,8 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
 
     Raises (in training):
         RhoInfeasible: no tensor can be trained for that share; carries the lowest feasible one.
-        UnsupportedMethod: an optimiser other than AdamW, or a model spread over processes.
+        UnsupportedMethod: an optimiser other than AdamW, a model spread over processes, or
+            reentrant gradient checkpointing.
         InvalidInput: data without a length, which no probe can be drawn from; an optimiser that
             lacks what an interrupted training had left frozen.
         ModelUnsupported: a model that cannot be profiled.
@@ -129,6 +135,11 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
                 "GreenTrainerCallback works in one process: trained tensors may not change under "
                 "DistributedDataParallel. Use `greentune run`, or one process."
             )
+        if args.gradient_checkpointing and _is_reentrant(args):
+            raise UnsupportedMethod(
+                "Reentrant gradient checkpointing computes the gradients of every block, whatever "
+                "is trained; set gradient_checkpointing_kwargs={'use_reentrant': False}."
+            )
         if not isinstance(_inner(given["optimizer"]), torch.optim.AdamW):
             raise UnsupportedMethod(
                 "GreenTrainerCallback needs torch's AdamW, whose next step it can tell; got "
@@ -141,6 +152,11 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         model = given["model"]
         self._flagged, self._candidates = _trainable(model, given["optimizer"])
         self._profile = self._costs(model, args, given["train_dataloader"])
+        _ENDS[model] = [
+            module.register_forward_hook(_end_where_frozen)
+            for module in model.modules()
+            if isinstance(module, torch.nn.Embedding)
+        ]
         if self.selections:
             self._train_only(model, self.selections[-1].names)
 
@@ -159,9 +175,13 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             CrossedGain(partial(_update, self._candidates, _inner(given["optimizer"]))),
         )
         full_flops = self._profile.full_flops
-        worth = {g: math.fsum(importance[n] for n in names) for g, names in self._groups.items()}
+        drops = {g: math.fsum(importance[n] for n in names) for g, names in self._groups.items()}
+        moved = {
+            group: sum(self._candidates[name].numel() for name in names)
+            for group, names in self._groups.items()
+        }
         grouped = self._profile.grouped(self._groups)
-        found = select(grouped, worth, self.rho * full_flops)
+        found = select(grouped, worth(drops, moved), self.rho * full_flops)
         names = tuple(name for group in found.names for name in self._groups[group])
         self._train_only(model, names)
         selected = Selected(
@@ -198,7 +218,9 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         off = {name: vars(model).pop(name) for name in _WRAPPED if name in vars(model)}
         try:
             batches = _collated(loader, self._picked(args, loader, 0, _PROFILED_BATCHES))
-            profiles = [profile(model, batch) for batch in batches]
+            profiles = [
+                profile(model, batch, recomputes=args.gradient_checkpointing) for batch in batches
+            ]
         finally:
             vars(model).update(off)
         mean = FlopsProfile.mean(profiles, [1.0] * len(profiles))
@@ -234,6 +256,19 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         return [rng.sample(range(n_samples), size) for _ in range(count)]
 
 
+def _is_reentrant(args: Any) -> bool:
+    return bool((args.gradient_checkpointing_kwargs or {}).get("use_reentrant"))
+
+
+def _end_where_frozen(
+    embedding: torch.nn.Embedding, _args: Any, output_BTH: torch.Tensor
+) -> torch.Tensor:
+    """For gradient checkpointing and adapters, transformers makes what comes out of embeddings
+    require a gradient. The whole backward pass would run, whatever is trained.
+    """
+    return output_BTH if embedding.weight.requires_grad else output_BTH.detach()
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -261,7 +296,9 @@ def _trainable(
 
 
 def _give_back(model: torch.nn.Module) -> set[str]:
-    """Makes trainable again what was frozen in ``model``; the names."""
+    """Makes trainable again what was frozen in ``model``; the names. Takes our hooks off."""
+    for end in _ENDS.pop(model, []):
+        end.remove()
     names = _FROZEN.pop(model, set())
     for name, parameter in model.named_parameters():
         if name in names:

@@ -146,10 +146,34 @@ def test_files_as_a_whole(tmp_path: Path):
         read_rows(tmp_path / "rows.xlsx", ["a"])
     with pytest.raises(DataInvalid, match="more than one column 'a'"):
         read(written(tmp_path, "twice.csv", "a,a\n1,2\n"), "a")
-    with pytest.raises(DataInvalid, match="its columns are: none"):
-        read(written(tmp_path, "empty.csv", ""), "a")
+    twice = pa.table([pa.array(["1"]), pa.array(["2"])], names=["a", "a"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataInvalid, match="more than one column 'a'"):
+        read(tmp_path / "twice.parquet", "a")
+    for content in ("", "\ufeff", "\n"):
+        with pytest.raises(DataInvalid, match=r"empty\.csv has no header"):
+            read(written(tmp_path, "empty.csv", content), "a")
     with pytest.raises(DataInvalid, match="cannot be read as Parquet"):
         read(written(tmp_path, "torn.parquet", b"PAR1 and then nothing"), "a")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a;b\n1;2\n", "divide fields by commas"),
+        (b"a\tb\n1\t2\n", "divide fields by commas"),
+        (b"a,b\r1,2\r", "line 1: .* end lines with LF or CRLF"),
+        ("a,b\n1,2\n".encode("utf-16"), "line 1: .* save as UTF-8"),
+    ],
+)
+def test_other_dialects_are_told_what_to_change(tmp_path: Path, content: bytes, said: str):
+    with pytest.raises(DataInvalid, match=said):
+        read(written(tmp_path, "rows.csv", content), "a", "b")
+
+
+def test_blanks_around_a_csvs_column_names_are_no_part_of_them(tmp_path: Path):
+    (row,) = read(written(tmp_path, "rows.csv", "a, b \n 1,2\n"), "a", "b")
+    assert row == Row(line=2, values={"a": " 1", "b": "2"})
 
 
 def test_columns_are_parsed():

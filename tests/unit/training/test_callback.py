@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
@@ -252,31 +253,104 @@ def test_what_cannot_work_is_refused_before_training(tmp_path):
             GreenTrainerCallback(**wrong)
 
 
-def test_trl_sft_trainer(tmp_path):
+class Spent(TrainerCallback):
+    """FLOPs of each step, torch's count; to be called after the callback under test."""
+
+    def __init__(self):
+        self.flops = []
+
+    def on_step_begin(self, *_args, **_):
+        self._counter = FlopCounterMode(display=False)
+        self._counter.__enter__()
+
+    def on_pre_optimizer_step(self, *_args, **_):
+        self._counter.__exit__(None, None, None)
+        self.flops.append(self._counter.get_total_flops())
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_gradient_checkpointing_counts_and_keeps_the_budget(tmp_path, is_adapted):
+    """transformers makes embeddings' outputs require gradients for it, which would run the whole
+    backward pass whatever is trained.
+    """
+    model = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    if is_adapted:
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2))
+    callback, spent = GreenTrainerCallback(rho=0.62), Spent()
+    _trainer(
+        tmp_path,
+        callback,
+        watch=spent,
+        model=model,
+        gradient_checkpointing=True,
+        num_train_epochs=1,
+    ).train()
+    batch = {name: torch.tensor([row[name] for row in _data()[:ROWS]]) for name in _data()[0]}
+    costs = profile(model, batch, recomputes=True)
+    (selected,) = callback.selections
+    assert selected.rho_planned <= 0.62
+    # transformers' own hook alone is left
+    assert len(model.get_input_embeddings()._forward_hooks) == 1
+    planned = costs.step_flops(selected.names)
+    assert selected.rho_planned == pytest.approx(planned / costs.full_flops)
+    assert spent.flops == pytest.approx([planned] * len(spent.flops), rel=1e-3)
+
+
+def test_reentrant_checkpointing_is_refused(tmp_path):
+    with pytest.raises(UnsupportedMethod, match="'use_reentrant': False"):
+        _trainer(
+            tmp_path,
+            GreenTrainerCallback(),
+            gradient_checkpointing=True,
+            gradient_checkpointing_kwargs={"use_reentrant": True},
+        ).train()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"gradient_checkpointing": False},
+        {"packing": True, "max_length": 64},
+        {"packing": True, "max_length": 64, "packing_strategy": "wrapped"},
+    ],
+    ids=["as TRL has it", "no checkpointing", "packed", "packed and cut"],
+)
+def test_trl_sft_trainer(tmp_path, options):
     import datasets
     from trl import SFTConfig, SFTTrainer
 
     folder = build_tiny_model(tmp_path / "model")
-    texts = [{"prompt": f"add {n} and 2", "completion": f" {n + 2}"} for n in range(12)]
-    callback, watch = GreenTrainerCallback(rho=0.7, every=3), Watch()
-    trainer = SFTTrainer(
-        model=transformers.AutoModelForCausalLM.from_pretrained(folder),
-        processing_class=transformers.AutoTokenizer.from_pretrained(folder),
-        args=SFTConfig(
-            output_dir=str(tmp_path / "out"),
-            per_device_train_batch_size=2,
-            num_train_epochs=1,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            logging_strategy="no",
-            save_strategy="no",
-        ),
-        train_dataset=datasets.Dataset.from_list(texts),
-        callbacks=[callback, watch],
-    )
-    trainer.train()
-    assert [s.step for s in callback.selections] == [0, 3]
+    texts = [{"text": f"add {n} and 2, that is {n + 2}"} for n in range(24)]
+
+    def train(*callbacks):
+        SFTTrainer(
+            model=transformers.AutoModelForCausalLM.from_pretrained(
+                folder, attn_implementation="eager"
+            ),
+            processing_class=transformers.AutoTokenizer.from_pretrained(folder),
+            args=SFTConfig(
+                output_dir=str(tmp_path / "out"),
+                per_device_train_batch_size=2,
+                num_train_epochs=1,
+                report_to=[],
+                use_cpu=True,
+                bf16=False,
+                disable_tqdm=True,
+                logging_strategy="no",
+                save_strategy="no",
+                **options,
+            ),
+            train_dataset=datasets.Dataset.from_list(texts),
+            callbacks=list(callbacks),
+        ).train()
+
+    callback, watch, spent, full = GreenTrainerCallback(rho=0.7, every=3), Watch(), Spent(), Spent()
+    train(callback, watch, spent)
+    assert [s.step for s in callback.selections] == list(range(0, len(watch.updated), 3))
     for step, updated in enumerate(watch.updated):
         assert updated == set(callback.selections[step // 3].names)
+    train(full)
+    # its fused head, a third of this model, runs again in its backward pass, which is not priced
+    assert sum(spent.flops) <= 0.8 * sum(full.flops)
