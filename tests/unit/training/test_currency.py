@@ -19,21 +19,13 @@ from core.training.loop import fit
 from core.training.measuring import measure_rates, measured_sets
 from core.training.methods import method_named
 from core.training.prefix import PrefixReuse, loss_step, spared_by_reuse
-from core.training.rates import Meter, Rates
+from core.training.rates import Meter
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep, needs_mask
+from tests.fixtures.rates import RATES
 from tests.fixtures.tiny_models import Batches
 from tests.unit.training.test_fit import Records, _job, _prices, _stop_before, _weights
 
-MADE = Rates(
-    currency="seconds",
-    unit="seconds",
-    forward=2e-9,
-    activation=1e-9,
-    weight=3e-9,
-    parameter=4e-8,
-    spared=1.5e-9,
-)
 #: elements of the scratch tensor that the optimiser's price is measured on: whole rows
 _COLUMNS = 256
 
@@ -53,7 +45,7 @@ class Counter:
         return self._total
 
 
-def _costs(job, rates=MADE, *, slow_round=None):
+def _costs(job, rates=RATES, *, slow_round=None):
     """What `measure_rates` will find, measurement by measurement."""
     n_elements = sum(p.numel() for p in job.model.parameters()) // _COLUMNS * _COLUMNS
     yield from itertools.repeat(rates.parameter * n_elements, 3)
@@ -78,7 +70,7 @@ def _costs(job, rates=MADE, *, slow_round=None):
             yield found[0] - rates.spared * saved
 
 
-def _timed(job, rates=MADE, *, currency="seconds"):
+def _timed(job, rates=RATES, *, currency="seconds"):
     unit = "seconds" if currency == "seconds" else "joules"
     counter = Counter(_costs(job, rates))
     return dataclasses.replace(job, meter=Meter(currency=currency, unit=unit, read=counter))
@@ -105,21 +97,21 @@ def _measure(job):
 @functools.cache
 def _lowest(**options):
     job = _job(**options)
-    return lowest_rho(budget_of(job, MADE).course, job.method, budget_of(job, MADE).profile)
+    return lowest_rho(budget_of(job, RATES).course, job.method, budget_of(job, RATES).profile)
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "t5"])
 def test_prices_come_back_from_what_passes_cost(kind):
     found = _measure(_timed(_job(kind)))
     for price in ("forward", "activation", "weight", "parameter"):
-        assert getattr(found, price) == pytest.approx(getattr(MADE, price), rel=1e-6), price
+        assert getattr(found, price) == pytest.approx(getattr(RATES, price), rel=1e-6), price
     # nothing is stored: a pass that is spared is worth what a pass costs
     assert found.spared == found.forward
 
 
 def test_and_what_stored_rows_spare():
     found = _measure(_timed(_reusing()))
-    assert found.spared == pytest.approx(MADE.spared, rel=1e-6)
+    assert found.spared == pytest.approx(RATES.spared, rel=1e-6)
 
 
 def test_long_jobs_take_the_median_of_three_batches():
@@ -128,7 +120,7 @@ def test_long_jobs_take_the_median_of_three_batches():
     )
     slow = Counter(_costs(job, slow_round=1))
     found = _measure(dataclasses.replace(job, meter=Meter(currency="seconds", read=slow)))
-    assert found.weight == pytest.approx(MADE.weight, rel=1e-6)
+    assert found.weight == pytest.approx(RATES.weight, rel=1e-6)
 
 
 def test_noise_makes_no_price_negative():

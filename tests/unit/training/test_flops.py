@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.costs import ARCHITECTURES, batch_for, measured_flops, random_set, refusal
-from core.errors import InvalidInput, ModelUnsupported
+from benchmarks.costs import ARCHITECTURES, batch_for, measured_flops, random_set
+from core.errors import InvalidInput
 from core.training.flops import FlopsProfile, profile
-from core.training.meta_trace import run_on_shapes
-from core.training.pricing import price_steps
 
 GOLDEN = Path(__file__).resolve().parents[3] / ".." / "shared" / "golden" / "flops.json"
 GOLDEN_MODELS = {
@@ -179,114 +176,6 @@ def test_detached_and_ungraded_branches_get_no_gradient() -> None:
     assert costs.full_flops == 4 * 36
 
 
-class _FusedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        return grads[0] @ weight.T, x.T @ grads[0]
-
-
-class _Custom(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(3, 3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _FusedLinear.apply(x @ self.weight, self.weight)
-
-
-class _FusedMlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width, width))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return _FusedLinear.apply(x.flatten(0, 1), self.weight).view(x.shape)
-
-
-def test_a_custom_function_that_multiplies_is_refused_by_name() -> None:
-    with pytest.raises(ModelUnsupported, match="_FusedLinearBackward"):
-        profile(_Custom(), {"x": torch.ones(2, 3)}, loss=mlp_loss)
-
-
-def test_a_job_with_a_custom_function_is_refused_by_name() -> None:
-    """Of the shapes that a job is priced at, only one is held against a backward pass."""
-    model = tiny("SmolLM2-135M")
-    model.model.layers[1].mlp = _FusedMlp(32)
-    with pytest.raises(ModelUnsupported, match="_FusedLinearBackward"):
-        price_steps(model)
-
-
-aten = torch.ops.aten
-
-
-@pytest.mark.parametrize(
-    ("kernel", "left", "right"),
-    [
-        (aten.mul.Tensor, (4, 1, 3), (5, 3)),
-        (aten.add.Tensor, (2, 3), 2),
-        (aten.add.Tensor, (2, 3), 2.0),
-        (aten.add.Tensor, (2, 3), True),
-        (aten.div.Tensor, (2, 3), (2, 3)),
-        (aten.pow.Tensor_Scalar, (3, 4), 2),
-        (aten.silu_backward.default, (3, 4), (3, 4)),
-        # no elementwise kernels: shape, view, several outputs
-        (aten.mm.default, (3, 4), (4, 5)),
-        (aten.select.int, (3, 4), 1),
-        (aten.split.Tensor, (4, 4), 2),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
-@pytest.mark.parametrize("is_transposed", [False, True])
-def test_remembered_layouts_are_torchs_own(
-    kernel: Any, left: Any, right: Any, dtype: torch.dtype, is_transposed: bool
-) -> None:
-    def given(shape: Any) -> Any:
-        if not isinstance(shape, tuple):
-            return shape
-        if is_transposed:
-            return torch.empty(shape[::-1], device="meta").permute(*range(len(shape))[::-1])
-        return torch.empty(shape, device="meta")
-
-    args = given(left), given(right)
-    if kernel not in (aten.mm.default, aten.silu_backward.default):
-        args = args[0].to(dtype), args[1]
-    if kernel is aten.select.int:
-        args = args[0], 0, args[1]
-    layouts: dict[Any, Any] = {}
-    for _ in range(2):
-        found, expected = run_on_shapes(kernel, args, {}, layouts), kernel(*args)
-        for one, other in zip(_as_tuple(found), _as_tuple(expected), strict=True):
-            assert (one.shape, one.stride(), one.dtype) == (
-                other.shape,
-                other.stride(),
-                other.dtype,
-            )
-            assert one.is_meta
-
-
-def _as_tuple(out: Any) -> tuple[torch.Tensor, ...]:
-    return (out,) if isinstance(out, torch.Tensor) else tuple(out)
-
-
-def test_an_operator_with_hidden_products_is_refused_by_name() -> None:
-    library = torch.library.Library("greentune_test", "FRAGMENT")
-    library.define("squeeze(Tensor x) -> Tensor")
-    library.impl("squeeze", lambda x: x * 2, "CompositeExplicitAutograd")
-
-    def loss(model: Any, batch: Any) -> torch.Tensor:
-        return torch.ops.greentune_test.squeeze(model(batch["x"])).sum()
-
-    with pytest.raises(ModelUnsupported, match="greentune_test::squeeze"):
-        profile(nn.Linear(16, 16, bias=False), {"x": torch.ones(1, 16, 16)}, loss=loss)
-    library._destroy()
-
-
 def test_a_grouped_product_costs_what_its_groups_cost_apart() -> None:
     """Both layouts that experts run, and those of their gradients."""
     rows, inner, columns, n_groups = 6, 16, 8, 2
@@ -306,52 +195,6 @@ def test_a_grouped_product_costs_what_its_groups_cost_apart() -> None:
     assert costs.forward_flops == product
     assert costs.backward_flops(["experts"]) == costs.backward_flops(["x"]) == product
     assert costs.full_flops == 3 * product
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("Mamba", "convolution in 64 groups"),
-        ("RWKV", "cannot take the model's gradient.*inplace"),
-        ("LED", "does not follow from its batch's shape"),
-    ],
-)
-def test_what_has_no_price_is_refused_with_its_reason(name: str, reason: str) -> None:
-    assert re.search(reason, refusal(name))
-
-
-def test_quantised_weights_are_refused_by_name() -> None:
-    model = nn.Linear(4, 4)
-    model.register_parameter(
-        "packed", nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
-    )
-    with pytest.raises(ModelUnsupported, match=r"packed.*uint8"):
-        profile(model, {"x": torch.ones(2, 4)}, loss=mlp_loss)
-
-
-def test_shapes_that_depend_on_weights_are_refused() -> None:
-    loss = lambda model, batch: model(batch["x"])[model(batch["x"]) > 0].sum()
-    with pytest.raises(ModelUnsupported, match="without its weights"):
-        profile(nn.Linear(4, 4), {"x": torch.ones(2, 4)}, loss=loss)
-
-
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (lambda m, b: None, "must be one number"),
-        (lambda m, b: m(b["x"]), "must be one number"),
-        (lambda m, b: b["x"].sum(), "does not depend on any parameter"),
-    ],
-)
-def test_what_is_no_loss_is_refused(loss: Any, message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        profile(nn.Linear(4, 4), {"x": torch.ones(2, 4)}, loss=loss)
-
-
-def test_a_batch_without_labels_is_refused() -> None:
-    model = tiny("SmolLM2-135M")
-    with pytest.raises(InvalidInput, match="give labels"):
-        profile(model, {"input_ids": torch.ones(1, 4, dtype=torch.long)})
 
 
 def test_fused_attention_is_counted_where_a_model_cannot_be_switched() -> None:

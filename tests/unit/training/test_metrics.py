@@ -62,6 +62,27 @@ def test_squad_by_hand(answer: str, references: list[str], exact: float, f1: flo
     assert one("f1", answer, *references) == pytest.approx(f1)
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        # words over line ends are one sequence (not rougeLsum, which would give 100)
+        ("the cat ran.\nthe dog sat.", "the dog sat.\nthe cat ran.", {"rougeL": 50}),
+        ("the\ncat", "the cat", {"rougeL": 100, "exact_match": 100, "f1": 100}),
+        # ROUGE sees no letter here and half a word there
+        ("日本語", "日本語", {"rouge1": 0, "rougeL": 0, "exact_match": 100, "accuracy": 100}),
+        ("été", "t", {"rouge1": 100, "f1": 0}),
+        # of punctuation SQuAD strips ASCII's alone
+        ("“Rome”", "Rome", {"rouge1": 100, "exact_match": 0, "f1": 0}),
+        ("?!", "...", {"rouge1": 0, "exact_match": 100, "f1": 100, "accuracy": 0}),
+        ("", "", {"rouge1": 0, "exact_match": 100, "f1": 100, "accuracy": 100}),
+        ("", "the", {"rouge1": 0, "exact_match": 100, "f1": 100, "accuracy": 0}),
+        ("STRASSE", "straße", {"exact_match": 0, "accuracy": 100}),
+    ],
+)
+def test_odd_texts_by_hand(answer: str, reference: str, expected: dict[str, float]):
+    assert score(expected, [answer], [[reference]]) == pytest.approx(expected)
+
+
 def test_accuracy_is_the_whole_label():
     answers, labels = ["1", " 0 ", "Yes", "10", "the 1"], [["1"], ["0"], ["yes"], ["1"], ["1"]]
     assert score(["accuracy"], answers, labels) == {"accuracy": 60.0}

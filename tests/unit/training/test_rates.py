@@ -15,18 +15,8 @@ from core.training.interval import Spared, mean_flops, select_over
 from core.training.pricing import price_steps
 from core.training.rates import Rates, Sizes, priced, priced_spared, step_cost
 from core.training.selector import common_unit, select
+from tests.fixtures.rates import RATES
 from tests.fixtures.tiny_models import tiny_model
-
-#: weight gradients dear and memory traffic dearer: another order of worth than FLOPs give
-RATES = Rates(
-    currency="seconds",
-    unit="seconds",
-    forward=2e-9,
-    activation=1e-9,
-    weight=3e-9,
-    parameter=4e-8,
-    spared=1.5e-9,
-)
 
 
 @functools.cache

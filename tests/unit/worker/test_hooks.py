@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,22 +11,13 @@ import pytest
 
 from core.carbon.calibration import assumed
 from core.training.hooks import CheckpointRecord, SelectionRecord, StartRecord, StepRecord
-from core.training.rates import Rates
+from tests.fixtures import rates
 from worker.calibration import MANY_STEPS, Calibration
 from worker.hooks import Interrupted, ProgressHook
 from worker.overheads import OverheadHook
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
-RATES = Rates(
-    currency="seconds",
-    unit="seconds",
-    forward=1e-12,
-    activation=1e-12,
-    weight=1e-12,
-    parameter=1e-9,
-    spared=1e-12,
-    duration_s=30.0,
-)
+RATES = replace(rates.RATES, duration_s=30.0)
 
 
 def _start(**given):
