@@ -172,7 +172,7 @@ class GreenIn(Request):
         Name | None,
         Field(
             description='What green and green_lora rank tensors by: "importance", or for '
-            'comparison "random", "magnitude" or "fisher".'
+            'comparison "taylor" (the paper\'s criterion), "random", "magnitude" or "fisher".'
         ),
     ] = None
     training: TrainingIn | None = None

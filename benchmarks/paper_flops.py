@@ -68,7 +68,7 @@ MAIN: Final = (*BASELINES, *(c for c in GREEN if c.rho in {0.5, 0.7}), *GREEN_LO
 ABLATION: Final = tuple(
     Contender(method="green", rho=rho, importance=importance)
     for rho in ABLATION_RHOS
-    for importance in ("importance", "fisher", "magnitude", "random")
+    for importance in ("importance", "taylor", "fisher", "magnitude", "random")
 )
 #: the paper's PFLOPs are multiply-adds; here doubled. SciTLDR, its table 2
 PAPER: Final[Mapping[str, Mapping[Contender, float]]] = {

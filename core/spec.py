@@ -21,7 +21,7 @@ Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
 #: methods that train tensors added to the model, and leave its own as they are
 ADAPTER_METHODS: tuple[str, ...] = ("lora", "prefix", "green_lora")
-ImportanceName = Literal["importance", "random", "magnitude", "fisher"]
+ImportanceName = Literal["importance", "taylor", "random", "magnitude", "fisher"]
 Currency = Literal["flops", "seconds", "joules"]
 Metric = Literal["rouge1", "rouge2", "rougeL", "exact_match", "f1", "accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)

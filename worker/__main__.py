@@ -102,7 +102,7 @@ def run(
     virtual_tokens: Annotated[int, typer.Option(help="prefix: length.")] = 20,
     merge: Annotated[bool, typer.Option(help="A plain model instead of the adapter.")] = False,
     importance: Annotated[
-        str, typer.Option(help="What tensors are ranked by; or random, magnitude, fisher.")
+        str, typer.Option(help="What tensors are ranked by; or taylor, random, magnitude, fisher.")
     ] = "importance",
     zone: Annotated[str | None, typer.Option(help="Grid zone, such as FR.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default 3.")] = None,

@@ -98,8 +98,8 @@ class SelectionRecord:
     n_steps: int | None = None
     #: ``importance`` per FLOP of the mean step; None: not measured
     drop_per_flop: float | None = None
-    #: predicted drop per unit of the currency of full fine-tuning over this set's; from 1 on, full
-    #: fine-tuning for fewer steps is the better use; None: not measured, or not compared
+    #: predicted drop per unit of the currency of full fine-tuning over the best at this cost; from
+    #: 1 on, full fine-tuning for fewer steps is the better use; None: "efficient" was not asked for
     full_ratio: float | None = None
     #: what rho counts, and share of full fine-tuning's FLOPs that the mean step costs
     currency: Currency = "flops"

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 from typing import Final
 
 from core.errors import RhoInfeasible
@@ -111,6 +112,7 @@ def choose(
     rho: float,
     measuring_steps: float = 0.0,
     measuring_share: float = 0.0,
+    elements: Mapping[str, int] = MappingProxyType({}),
     rate: LearningRate = at_one_rate,
 ) -> Horizon:
     """Interval and selection after ``step`` steps.
@@ -121,7 +123,7 @@ def choose(
             and the share is then exceeded by the rest.
         measuring_share: what was measured once for the whole job, as a share of its full
             fine-tuning; paid alike.
-        rate: at which each share is trained.
+        elements, rate: as `SelectionPoint`'s.
 
     Raises:
         RhoInfeasible: no interval pays for anything.
@@ -141,6 +143,7 @@ def choose(
             measure_importance=measured,
             spared=spared,
             overhead=_overhead(method, profile, spared, rho, wanted),
+            elements=elements,
             rate=rate,
         )
         try:

@@ -16,10 +16,13 @@ gets the sum of its absolute values, as if the next batch would agree. Ranking t
 probes in pairs (`measure_crossed_importance`): the update from one, the gradient from the other, so
 that what does not carry over to other samples cancels. Over several pairs the mean is taken.
 
+What tensors are ranked by is not the drop itself (`ranking`); ``taylor`` ranks by the drop, as the
+paper does.
+
 Three other rankings are there to be compared with: ``fisher`` (the tensor's share of the empirical
 Fisher information, the sum of squares of the batch's mean gradient; as dear as importance),
 ``magnitude`` (sum of absolute weights) and ``random`` (uniform on [0, 1), by seed and name), which
-cost nothing. All four add up over tensors, as the selector needs.
+cost nothing. All add up over tensors, as the selector needs.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from torch.utils.hooks import RemovableHandle
 
 from core.spec import ImportanceName
 from core.training.optimiser import SelectiveAdamW
+from core.training.ranking import is_drop
 from core.training.step import LossStep, StepInputs
 
 Probe = TypeVar("Probe")
@@ -163,7 +167,7 @@ def rank_tensors(
 
 def needs_probes(kind: ImportanceName) -> bool:
     """Whether ranking by ``kind`` takes a backward pass."""
-    return kind in ("importance", "fisher")
+    return kind == "fisher" or is_drop(kind)
 
 
 def sum_over_gradients(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ from core.training.interval import (
     select_over,
 )
 from core.training.quality import QualityCurve, quality_curve
+from core.training.ranking import worth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,9 @@ class SelectionPoint:
 
     ``measure_importance`` may be called again and again: it is measured once. ``spared``: over the
     interval that the choice will be in force for. ``overhead``: the part of ``rho`` that measuring
-    takes of that interval; steps have what is left. ``rate``: at which a share is trained, for
+    takes of that interval; steps have what is left. ``elements``: of every tensor, where importance
+    is an expected loss drop and tensors are ranked by what that is worth (`ranking`); empty: by
+    importance as it is. ``rate``: at which a share is trained, for
     comparing shares; where costs are no FLOPs, their shares stand in for the FLOPs' in it.
     """
 
@@ -47,6 +50,7 @@ class SelectionPoint:
     measure_importance: Callable[[], Mapping[str, float]]
     spared: Spared = NOTHING_SPARED
     overhead: float = 0.0
+    elements: Mapping[str, int] = field(default_factory=dict)
     rate: LearningRate = at_one_rate
 
     @property
@@ -64,11 +68,12 @@ class Choice:
     #: share of full fine-tuning's FLOPs that was asked for, and that the mean step will cost
     rho: float
     rho_planned: float
-    #: expected loss drop of one update of ``names``; None: not measured
+    #: of ``names``, summed: expected loss drop of one update; None: not measured
     importance: float | None
     #: what choices for intervals of different length are compared by; None: by nothing
     value: float | None = None
-    #: full fine-tuning's predicted loss drop per FLOP over this choice's; None: not measured
+    #: full fine-tuning's predicted loss drop per FLOP over the best at this choice's cost; None:
+    #: not compared, because the share was asked for
     full_ratio: float | None = None
     #: share that the learning rate belongs to: what the choice would cost were nothing stored,
     #: since the rate depends on how much is trained and not on what is spared; None: ``rho``
@@ -140,11 +145,10 @@ class Green:
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no set fits."""
-        importance = point.measure_importance()
-        profile = point.profile
-        choice = _chosen(point, profile, importance, point.spared, self.is_efficient)
+        profile, choice = point.profile, _chosen(point, self.is_efficient)
         is_full_best = choice.full_ratio is not None and choice.full_ratio >= NEAR
         if self.is_efficient and is_full_best and point.rho >= 1:
+            importance = point.measure_importance()
             drop = math.fsum(importance.values())
             names = profile.trainable
             return Choice(
@@ -158,7 +162,7 @@ class Green:
         return choice
 
     def quality(self, point: SelectionPoint) -> QualityCurve:
-        return quality_curve(point.profile, point.measure_importance(), point.spared, point.rate)
+        return _quality(point)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +189,7 @@ class GreenLora:
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no adapter fits."""
         adapters = adapters_of(point.profile)
-        profile, importance, spared = self._grouped(point)
-        chosen = _chosen(point, profile, importance, spared, self.is_efficient)
+        chosen = _chosen(self._grouped(point), self.is_efficient)
         taken = {name for adapter in chosen.names for name in adapters[adapter]}
         # training every adapter is not full fine-tuning
         return replace(
@@ -196,17 +199,29 @@ class GreenLora:
         )
 
     def quality(self, point: SelectionPoint) -> QualityCurve:
-        return quality_curve(*self._grouped(point), point.rate)
+        return _quality(self._grouped(point))
 
     @staticmethod
-    def _grouped(point: SelectionPoint) -> tuple[FlopsProfile, dict[str, float], Spared]:
+    def _grouped(point: SelectionPoint) -> SelectionPoint:
+        """With adapters in place of tensors."""
         adapters = adapters_of(point.profile)
         of_tensor = point.measure_importance()
         importance = {
             adapter: math.fsum(of_tensor[name] for name in names)
             for adapter, names in adapters.items()
         }
-        return point.profile.grouped(adapters), importance, point.spared.grouped(adapters)
+        elements = {
+            adapter: sum(point.elements[name] for name in names)
+            for adapter, names in adapters.items()
+            if point.elements
+        }
+        return replace(
+            point,
+            profile=point.profile.grouped(adapters),
+            measure_importance=lambda: importance,
+            spared=point.spared.grouped(adapters),
+            elements=elements,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,30 +284,34 @@ class LastK:
         return tuple(name for name in profile.names if name in taken)
 
 
-def _chosen(
-    point: SelectionPoint,
-    profile: FlopsProfile,
-    importance: Mapping[str, float],
-    spared: Spared,
-    is_efficient: bool,
-) -> Choice:
-    """What an importance chooses within the point's share, whatever the names stand for."""
-    full_flops = profile.full_flops
-    most_flops = point.step_rho * full_flops
+def _quality(point: SelectionPoint) -> QualityCurve:
+    return quality_curve(point.profile, point.measure_importance(), point.spared, point.rate)
+
+
+def _chosen(point: SelectionPoint, is_efficient: bool) -> Choice:
+    """What importance chooses within the point's share, whatever the names stand for.
+
+    "Efficient" weighs drops, to find how much to spend; what it is spent on is ranked as always.
+    """
+    profile, spared, importance = point.profile, point.spared, point.measure_importance()
+    full_flops, ratio = profile.full_flops, None
+    budget_flops = point.step_rho * full_flops
     if is_efficient:
-        chosen = select_efficient(profile, importance, most_flops, spared, point.rate)
-    else:
-        chosen = select_over(profile, importance, most_flops, spared)
-    asked = chosen.flops / full_flops if is_efficient else point.rho
-    rate_rho = min(asked + spared.of(chosen.names) / full_flops, 1.0)
-    drop = chosen.importance * point.rate_of(rate_rho)
+        best = select_efficient(profile, importance, budget_flops, spared, point.rate)
+        ratio = full_ratio(profile, importance, best, spared, point.rate)
+        budget_flops = best.flops
+    ranked = worth(importance, point.elements) if point.elements else importance
+    found = select_over(profile, ranked, budget_flops, spared)
+    asked = found.flops / full_flops if is_efficient else point.rho
+    rate_rho = min(asked + spared.of(found.names) / full_flops, 1.0)
+    value = found.importance * point.rate_of(rate_rho)
     return Choice(
-        names=chosen.names,
+        names=found.names,
         rho=asked,
-        rho_planned=chosen.flops / full_flops,
-        importance=chosen.importance,
-        value=drop / chosen.flops if is_efficient else drop,
-        full_ratio=full_ratio(profile, importance, chosen, spared, point.rate),
+        rho_planned=found.flops / full_flops,
+        importance=math.fsum(importance[name] for name in found.names),
+        value=value / found.flops if is_efficient else value,
+        full_ratio=ratio,
         rate_rho=rate_rho,
     )
 

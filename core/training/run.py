@@ -38,6 +38,7 @@ from core.training.measuring import measure_rates
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.probing import Probes, draw_probes
+from core.training.ranking import is_drop
 from core.training.step import StepInputs, needs_mask
 from core.training.summary import fit_result, selection_record, start_record, step_record
 
@@ -68,6 +69,7 @@ class Run:
         self._parameters: dict[str, torch.nn.Parameter] = {
             name: p for name, p in self._model.named_parameters() if p.requires_grad
         }
+        self._elements = {name: p.numel() for name, p in self._parameters.items()}
         self._step = loss_step(
             self._model,
             keeps_mask=needs_mask(self._model),
@@ -138,7 +140,7 @@ class Run:
         if self._folder is not None and (checkpoint := newest_checkpoint(self._folder)):
             self._restore(checkpoint)
         measuring_s = self._count()
-        n_parameters = sum(parameter.numel() for parameter in self._parameters.values())
+        n_parameters = sum(self._elements.values())
         record = start_record(self._job, self._state, self._budget, n_parameters, measuring_s)
         self._tell("on_start", record)
         require_feasible(self._job, self._budget, self._state.step)
@@ -161,6 +163,7 @@ class Run:
             rho=self._job.rho(self._state.step),
             measuring_steps=probes.full_steps,
             measuring_share=self._budget.measuring_share,
+            elements=self._elements if self._job.importance == "importance" else {},
             rate=self._job.peak_learning_rates,
         )
         choice, point = found.choice, in_flops(self._job, found, self._state.step)
@@ -173,10 +176,10 @@ class Run:
         self._state.rate_rho = rate_share(self._job, self._budget, choice)
         self._state.selected_at = self._state.step
         self._state.select_at = self._state.step + found.n_steps
-        is_drop = self._job.importance == "importance"  # the other rankings are no loss drops
-        curve = self._job.method.quality(point) if is_drop else ()
+        has_drops = is_drop(self._job.importance)
+        curve = self._job.method.quality(point) if has_drops else ()
         importance = choice.importance
-        if is_drop and importance is not None:
+        if has_drops and importance is not None:
             # measured at the rate of before, spent at that of what is trained now
             importance *= self._learning_rate / measured_rate
         duration_s = time.perf_counter() - started_s
@@ -190,7 +193,7 @@ class Run:
                 point,
                 importance=importance,
                 quality_curve=curve,
-                n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
+                n_trained_parameters=sum(self._elements[n] for n in choice.names),
                 flops=self._state.selection_flops - spent_before,
                 duration_s=duration_s,
             ),

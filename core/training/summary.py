@@ -9,6 +9,7 @@ from core.training.horizon import Horizon, lowest_rho
 from core.training.job import FitJob
 from core.training.methods import SelectionPoint
 from core.training.quality import QualityCurve
+from core.training.ranking import is_drop
 from core.training.rates import Rates, step_cost
 
 
@@ -55,10 +56,10 @@ def selection_record(
 ) -> SelectionRecord:
     """Args: as the record's; ``point`` in FLOPs, ``importance`` at the rate of what is trained."""
     choice = found.choice
-    is_drop = job.importance == "importance"  # the other rankings are no loss drops
+    has_drops = is_drop(job.importance)
     share = flops_share(point, choice.names)
     mean_flops = share * job.profile.full_flops
-    has_drop = is_drop and bool(importance) and mean_flops > 0
+    has_drop = has_drops and bool(importance) and mean_flops > 0
     return SelectionRecord(
         step=state.step,
         epoch=state.step / job.steps_per_epoch,
@@ -72,7 +73,7 @@ def selection_record(
         quality_curve=quality_curve,
         n_steps=found.n_steps,
         drop_per_flop=importance / mean_flops if importance and has_drop else None,
-        full_ratio=choice.full_ratio if is_drop else None,
+        full_ratio=choice.full_ratio if has_drops else None,
         currency="flops" if state.rates is None else state.rates.currency,
         flops_share_planned=share,
     )

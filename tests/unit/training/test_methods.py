@@ -289,7 +289,7 @@ def test_options_are_checked_and_cross_json():
             MethodOptions(**wrong)
     with pytest.raises(UnsupportedMethod, match="full, green, last_k, lora, prefix, green_lora"):
         GreenOptions(method="bitfit")
-    with pytest.raises(InvalidInput, match="importance, random, magnitude, fisher"):
+    with pytest.raises(InvalidInput, match="importance, taylor, random, magnitude, fisher"):
         GreenOptions(importance="best")
     with pytest.raises(InvalidInput, match="cannot be merged"):
         GreenOptions(method="prefix", options=MethodOptions(merge=True))
