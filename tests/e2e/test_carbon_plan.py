@@ -15,6 +15,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ import pytest
 from safetensors.torch import load_file
 
 from core.carbon.crosscheck import check_delivered, check_kept
+from core.carbon.energy import during
 from core.carbon.evidence import Evidence
 from core.carbon.verify import verify
 from core.jobs import store
@@ -222,7 +224,7 @@ def test_a_plan_is_carried_out_by_whichever_worker_is_there(
     )
     assert [check.figure for check in checks if not check.agrees] == []
     assert {row.attempt for row in evidence.samples} == {attempt.number for attempt in attempts}
-    say(job, attempts, told, at_clean=share_at(CLEAN, evidence))
+    say(job, attempts, told, evidence)
 
     mine, theirs = farm.weights(planned, tmp_path / "a"), farm.weights(plain, tmp_path / "b")
     assert mine.keys() == theirs.keys()
@@ -237,17 +239,34 @@ def share_at(intensity: float, evidence: Evidence) -> float:
 
 
 def say(
-    job: JobRecord, attempts: tuple[AttemptRecord, ...], told: dict[str, Any], *, at_clean: float
+    job: JobRecord, attempts: tuple[AttemptRecord, ...], told: dict[str, Any], evidence: Evidence
 ) -> None:
     """For whoever runs it with ``-s``."""
     for one in attempts:
         print(f"attempt {one.number} on {one.worker}: from step {one.from_step}, {one.outcome}")
     print(
         f"{job.progress.step} steps; {told['energy_wh']['total']:.4f} Wh, {told['co2e_g']:.5f} g, "
-        f"{told['intensity_g_per_kwh']['mean']:.1f} g/kWh; {at_clean:.1%} of the energy in clean "
-        f"slots; {len(told['evidence']['samples'])} samples; not metered: "
+        f"{told['intensity_g_per_kwh']['mean']:.1f} g/kWh; {share_at(CLEAN, evidence):.1%} of the "
+        f"energy in clean slots; {len(told['evidence']['samples'])} samples; not metered: "
         f"{told['unaccounted']['gaps']}"
     )
+    for (attempt, kind), share in sorted(dirty_shares(evidence).items()):
+        print(f"in dirty slots, attempt {attempt}, {kind}: {share:.1%} of the energy")
+
+
+def dirty_shares(evidence: Evidence) -> dict[tuple[int, str], float]:
+    """Of the energy, what was used in dirty slots, by attempt and by what it went into."""
+    total = sum(row.energy_j for row in evidence.samples)
+    dirty = [row for row in evidence.samples if row.intensity_g_per_kwh == DIRTY]
+    found: dict[tuple[int, str], float] = Counter()
+    for row in dirty:
+        found[row.attempt, "steps and whatever has no line of its own"] += row.energy_j / total
+    for span, row, part in during(dirty, evidence.overheads):
+        found[row.attempt, span.kind] += row.energy_j * part / total
+        found[row.attempt, "steps and whatever has no line of its own"] -= (
+            row.energy_j * part / total
+        )
+    return found
 
 
 def suspend(farm: Site, grid: Grid, job_id: str, *, after_step: int) -> int:
