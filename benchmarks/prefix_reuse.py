@@ -80,7 +80,9 @@ def main() -> int:
         base = {n: p.detach().clone() for n, p in prepared.loaded.model.named_parameters()}
         rounds = []
         for number in range(arguments.rounds):
-            rounds.append([_train(prepared, base, each) for each in contenders])
+            trained = [_train(prepared, base, each) for each in contenders]
+            # bits are compared in the first round, and weights of all would fill the memory
+            rounds.append(trained if number == 0 else [replace(t, weights={}) for t in trained])
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     text = _page(prepared, contenders, rounds, arguments)
     print(text)
