@@ -91,7 +91,7 @@ class SelectionRecord:
     #: FLOPs and seconds that this selection itself cost
     flops: float
     duration_s: float
-    #: (rho, predicted loss drop at that rho as a share, 0..1, of the best that any rho gives), both
+    #: (rho, loss drop expected at that rho as a share, 0..1, of the best that any rho gives), both
     #: rising, at most 33 points, from this selection's own measurement; empty: it measured nothing
     quality_curve: tuple[tuple[float, float], ...] = ()
     #: steps that it is in force for

@@ -15,6 +15,10 @@ from core.training.selector import select
 from tests.unit.training.test_selector import best_by_force, graphs, tiny_costs
 
 
+#: measured drops follow predicted ones by it
+POWER = 0.15
+
+
 def test_the_curve_of_a_model_is_what_single_selections_give() -> None:
     costs, rng = tiny_costs("SmolLM2-135M"), random.Random(5)
     importance = {name: rng.gauss(0.2, 1) for name in costs.names}
@@ -23,7 +27,7 @@ def test_the_curve_of_a_model_is_what_single_selections_give() -> None:
     assert 10 < len(curve) <= MAX_POINTS
     for rho, share in curve:
         single = select(costs, importance, rho * costs.full_flops * (1 + 1e-12)).importance
-        assert share == pytest.approx(single / best, rel=0.02)
+        assert share == pytest.approx((single / best) ** POWER, rel=0.02 * POWER)
     assert curve[-1][1] == 1
     assert curve[-1][0] <= 1
 
@@ -43,7 +47,7 @@ def test_every_point_is_the_best_of_its_budget_and_the_last_the_best_of_all(inst
     assert curve[-1][1] == 1
     for rho, share in curve:
         force = best_by_force(costs, importance, rho * costs.full_flops * (1 + 1e-9))
-        assert share == pytest.approx(force / best, abs=1e-9)
+        assert share == pytest.approx((force / best) ** POWER, abs=1e-9)
 
 
 @given(st.integers(0, 3))
