@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.watch import NO_VALUE, duration, number
+from core.carbon.held_out import quality_words
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -53,6 +54,8 @@ def _details(report: dict[str, Any]) -> list[str]:
             f"saved {report['savings']['co2e_g']:.4f} gCO2e ({report['savings']['share']:.0%}): "
             + ", ".join(f"{name} {grams:+.4f}" for name, grams in split.items())
         )
+    if report["quality"]:
+        lines.append(quality_words(report["quality"]))
     devices = (
         f"{device['name']} {device['energy_wh']:.3f} Wh ({'+'.join(device['methods'])})"
         for device in report["devices"]

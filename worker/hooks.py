@@ -13,7 +13,7 @@ import math
 import signal
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import datetime, timedelta
 from types import FrameType
 from typing import Any, Final
@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 
 from core.jobs import service
 from core.jobs.lifecycle import STEP_MESSAGE, Level
-from core.jobs.records import Claim, Progress
+from core.jobs.records import Claim, HeldOutRecord, Progress
 from core.training.hooks import (
     Control,
     EvaluationRecord,
@@ -110,6 +110,13 @@ class Scribe:
 
         self._reporter.post(write, replaces="progress")
 
+    def held_out(self, held_out: HeldOutRecord) -> None:
+        job_id, fence = self._claim.job_id, self._claim.fence
+        self._reporter.post(
+            lambda session, _now: service.record_held_out(session, job_id, fence, held_out),
+            replaces="held_out",
+        )
+
     def _append(
         self, message: str, kind: Any, level: Level, data: Mapping[str, Any] | None
     ) -> None:
@@ -124,11 +131,16 @@ class Scribe:
 
 
 class ProgressHook(Hook):
-    """Keeps ``progress`` (the job's row) and the metrics events in step with the loop."""
+    """Keeps ``progress`` (the job's row) and the metrics events in step with the loop.
 
-    def __init__(self, scribe: Scribe, rho: float) -> None:
+    Args:
+        held_out: of the attempts before this one.
+    """
+
+    def __init__(self, scribe: Scribe, rho: float, held_out: HeldOutRecord | None = None) -> None:
         self._scribe = scribe
         self._progress = Progress(rho_requested=rho)
+        self._held_out = held_out or HeldOutRecord()
         self._total_steps = 0
         self._tokens_before = 0
         self._step_s: float | None = None
@@ -216,6 +228,10 @@ class ProgressHook(Hook):
 
     def on_validation(self, record: ValidationRecord) -> None:
         self._progress = replace(self._progress, valid_loss=record.loss)
+        if record.step == 0:  # also of a job that begins again: what came after does not count
+            self._keep(first_validation_loss=record.loss, validation_loss=None)
+        else:
+            self._keep(validation_loss=record.loss)
         self._scribe.metrics(
             f"Step {record.step}/{self._total_steps}: full validation loss={record.loss:.2f}",
             {
@@ -231,6 +247,10 @@ class ProgressHook(Hook):
         )
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
+        if record.step == 0:
+            self._keep(first_scores=record.scores, scores=None)
+        else:
+            self._keep(scores=record.scores)
         scores = ", ".join(f"{name}={value:.2f}" for name, value in record.scores.items())
         self._scribe.metrics(
             f"Step {record.step}/{self._total_steps}: held-out answers {scores}",
@@ -250,6 +270,16 @@ class ProgressHook(Hook):
             self._progress, spent_flops=result.flops, full_flops=result.full_flops
         )
         self._scribe.progress(self._progress, None)
+        if result.outcome == "finished":
+            # a checkpoint knows of attempts whose release did not store this
+            names = (f.name for f in fields(HeldOutRecord))
+            self._keep(**{name: getattr(result, name) for name in names})
+
+    def _keep(self, **changes: Any) -> None:
+        kept = replace(self._held_out, **changes)
+        if kept != self._held_out:
+            self._held_out = kept
+            self._scribe.held_out(kept)
 
     def _measure_speed(self, record: StepRecord) -> None:
         tokens_per_s = (record.tokens - self._tokens_before) / max(record.duration_s, 1e-9)

@@ -177,6 +177,7 @@ class _Run:
             spent_flops=result.flops,
             full_flops=result.full_flops,
             embodied_g_per_hour=self.grid.embodied_g_per_hour,
+            held_out=result,
         )
         account = self.account
         rows, attempts, overheads = account.rows, account.attempts, account.overheads

@@ -176,7 +176,8 @@ class Training:
                 is_started = True
             steered = [] if pilot is None else [pilot]
             room = RoomHook(None if prepared.training.batch_size == 1 else self._scribe.event)
-            hooks = [ProgressHook(self._scribe, rho), room, calibration, *steered, overheads]
+            progress = ProgressHook(self._scribe, rho, self._claim.job.held_out)
+            hooks = [progress, room, calibration, *steered, overheads]
             try:
                 result = self._train(prepared, rho, hooks, pilot, scratch)
             except OutOfMemory as error:

@@ -12,6 +12,7 @@
     sources, tracker, meter    joules of this machine, measured where the hardware allows it
     energy, account, baseline, coverage    joules x intensity: sums, savings, gaps (pure)
     revision    guessed intensities give way to what the grid told later
+    held_out    quality beside the grams
     compose     rows and job facts -> report, the one place
     report, page       JSON, CSV, HTML
     evidence, verify   the raw rows, and every figure recomputed from them

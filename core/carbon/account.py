@@ -16,6 +16,7 @@ from typing import Protocol
 
 from core.carbon.baseline import Baseline, Savings, savings
 from core.carbon.energy import MeteredRow, MeterGap, Span, during
+from core.carbon.held_out import HeldOut
 from core.carbon.intensity import STAND_IN
 from core.units import emissions_g, joules_to_kwh
 
@@ -113,6 +114,8 @@ class EmissionsReport:
     flops_share: float | None
     #: None: not known here, counted as 0 and said so
     embodied: Embodied | None
+    #: None: nothing was evaluated
+    held_out: HeldOut | None
 
     total: Sum
     by_device: tuple[Sum, ...]
@@ -148,6 +151,7 @@ def report_emissions(
     flops_share: float | None = None,
     trained_tokens: int = 0,
     embodied: Embodied | None = None,
+    held_out: HeldOut | None = None,
 ) -> EmissionsReport:
     """Everything the report says, over all attempts.
 
@@ -178,6 +182,7 @@ def report_emissions(
         trained_tokens=trained_tokens,
         flops_share=flops_share,
         embodied=embodied,
+        held_out=held_out,
         total=total,
         by_device=_grouped(ordered, lambda r: r.device, kind, pue),
         by_attempt=_grouped(ordered, lambda r: str(r.attempt), kind, pue),

@@ -29,6 +29,7 @@ from core.carbon.baseline import (
 )
 from core.carbon.coverage import uncovered
 from core.carbon.energy import MeteredRow
+from core.carbon.held_out import HeldOut
 from core.carbon.intensity import WORLD, Intensity, IntensitySignal
 from core.errors import GreentuneError
 from core.spec import JobSpec
@@ -62,6 +63,8 @@ class JobRow(Protocol):
     def progress(self) -> Progressed: ...
     @property
     def full_cost(self) -> FullCost | None: ...
+    @property
+    def held_out(self) -> HeldOut | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,7 @@ class JobFacts:
         spent_flops, full_flops: so far, and full fine-tuning's for the same steps.
         full_cost: full fine-tuning as it was measured; None: never was.
         embodied_g_per_hour: the hardware's own footprint; None: not known.
+        held_out: quality before and after training; None: nothing was evaluated.
     """
 
     job_id: str
@@ -86,6 +90,7 @@ class JobFacts:
     full_flops: float = 0.0
     full_cost: FullCost | None = None
     embodied_g_per_hour: float | None = None
+    held_out: HeldOut | None = None
 
     @classmethod
     def of(cls, job: JobRow, *, pue: float, embodied_g_per_hour: float | None) -> Self:
@@ -99,6 +104,7 @@ class JobFacts:
             full_flops=job.progress.full_flops,
             full_cost=job.full_cost,
             embodied_g_per_hour=embodied_g_per_hour,
+            held_out=job.held_out,
         )
 
 
@@ -142,6 +148,7 @@ def compose(
         embodied=None
         if job.embodied_g_per_hour is None
         else Embodied(g_per_hour=job.embodied_g_per_hour, hours=hours),
+        held_out=job.held_out,
     )
 
 

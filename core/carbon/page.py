@@ -9,6 +9,7 @@ from typing import Any
 
 from core.carbon.account import EmissionsReport
 from core.carbon.charts import figures
+from core.carbon.held_out import quality_words
 from core.carbon.intensity import Intensity
 from core.carbon.report import to_dict
 from core.carbon.sheet import amount, document, in_grams, table, tiles
@@ -33,7 +34,7 @@ def to_html(
     return document(
         f"Emissions of {report.job_id}",
         _subtitle(body),
-        [_headline(body, budget_g), *_tables(body), _facts(body)],
+        [_headline(body, budget_g) + _quality(body), *_tables(body), _facts(body)],
         charts,
     )
 
@@ -71,6 +72,11 @@ def _headline(body: dict[str, Any], budget_g: float | None) -> str:
     if budget_g is not None:
         lines.append(("Budget", f"{grams / budget_g:.0%} used", f"of {in_grams(budget_g)}"))
     return tiles(lines)
+
+
+def _quality(body: dict[str, Any]) -> str:
+    quality = body["quality"]
+    return "" if quality is None else f"<p>{escape(quality_words(quality))}.</p>"
 
 
 def _tables(body: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from core.carbon.account import EmissionsReport, Sum, row_emissions_g
 from core.carbon.coverage import missing_s
 from core.carbon.energy import MeteredRow
+from core.carbon.held_out import quality_section
 from core.units import joules_to_kwh, joules_to_wh
 
 DIGITS = 6
@@ -115,6 +116,7 @@ def to_dict(report: EmissionsReport) -> dict[str, Any]:
         },
         "baseline": _baseline(report),
         "savings": _savings(report),
+        "quality": quality_section(report.held_out),
         "trained_tokens": report.trained_tokens,
         "flops_share": None if report.flops_share is None else _round(report.flops_share),
         "sci": _sci(report),

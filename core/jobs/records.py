@@ -36,6 +36,7 @@ __all__ = [
     "FileStatus",
     "FirstIntensity",
     "FullCostRecord",
+    "HeldOutRecord",
     "Hyperparameters",
     "JobError",
     "JobRecord",
@@ -125,6 +126,17 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutRecord:
+    """Held-out data before any training and after the last step that was evaluated; None: not."""
+
+    first_validation_loss: float | None = None
+    validation_loss: float | None = None
+    #: metric -> percent
+    first_scores: Mapping[str, float] | None = None
+    scores: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobRecord:
     id: str
     tenant: str
@@ -165,6 +177,8 @@ class JobRecord:
     baseline: Baseline | None
     #: None: never measured
     full_cost: FullCostRecord | None
+    #: None: nothing was evaluated
+    held_out: HeldOutRecord | None
     #: sums over the samples of all attempts; never decrease
     energy_j: float
     #: of the samples whose intensity is known, whatever its kind: what budgets count, for which

@@ -28,6 +28,7 @@ from core.jobs.records import (
     Baseline,
     FirstIntensity,
     FullCostRecord,
+    HeldOutRecord,
     Hyperparameters,
     JobError,
     KindSpent,
@@ -150,6 +151,7 @@ class Job(Base):
     planned_finish: Mapped[datetime | None]
     baseline: Mapped[Baseline | None] = mapped_column(flat_record(Baseline))
     full_cost: Mapped[FullCostRecord | None] = mapped_column(flat_record(FullCostRecord))
+    held_out: Mapped[HeldOutRecord | None] = mapped_column(flat_record(HeldOutRecord))
     energy_j: Mapped[float] = mapped_column(default=0.0)
     emissions_g: Mapped[float] = mapped_column(default=0.0)
     spent_by_kind: Mapped[tuple[KindSpent, ...]] = mapped_column(

@@ -25,6 +25,7 @@ def job(tmp_path_factory, tiny_model, chat_lines):
     validation.write_bytes(chat_lines(4))
     options = ["--model", tiny_model, "--validation", validation, "--rho", "0.7", "--zone", "FR"]
     options += ["--epochs", "12", "--checkpoint-every-s", "0.001", "--seed", "5"]
+    options += ["--eval-metrics", "rougeL", "--eval-examples", "2", "--eval-new-tokens", "4"]
 
     def start(out, *more):
         command = [sys.executable, "-m", "worker", "run", train, "--out", base / out]
@@ -77,7 +78,7 @@ def test_a_job_leaves_model_metrics_and_report(straight):
     assert report["attribution"]["scope"] == "machine"
     overheads = {line["name"]: line["energy_wh"] for line in report["overheads"]}
     assert overheads.keys() == {
-        *("preparation", "selection", "validation", "checkpoint", "delivery"),
+        *("preparation", "selection", "validation", "evaluation", "checkpoint", "delivery"),
     }
     assert 0 < sum(overheads.values()) < report["energy_wh"]["total"]
     assert report["sci"]["g_per_1k_trained_tokens"] > 0
@@ -87,6 +88,15 @@ def test_a_job_leaves_model_metrics_and_report(straight):
     assert [int(step) for step, *_ in rows] == list(range(121))
     assert float(rows[-1][1]) < float(rows[1][1])
     assert "co2_eq_emissions" in (straight / "model" / "README.md").read_text()
+
+
+def test_grams_stand_beside_what_they_bought(straight):
+    quality = json.loads((straight / "emissions.json").read_text())["quality"]
+    with (straight / "metrics.csv").open() as file:
+        losses = [float(r["valid_loss"]) for r in csv.DictReader(file) if r["valid_loss"]]
+    assert quality["validation_loss"] == {"before": losses[0], "after": losses[-1]}
+    evaluation = json.loads((straight / "evaluation.json").read_text())
+    assert quality["scores"] == {at: evaluation[at]["scores"] for at in ("before", "after")}
 
 
 @pytest.mark.parametrize(

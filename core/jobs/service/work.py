@@ -25,6 +25,7 @@ from core.jobs.records import (
     Baseline,
     Claim,
     FullCostRecord,
+    HeldOutRecord,
     Hyperparameters,
     JobRecord,
     Orders,
@@ -164,6 +165,11 @@ def record_progress(
     """Replace the job's progress."""
     values = {"progress": progress, "estimated_finish": estimated_finish}
     write_owned(session, job_id, fence, values=values)
+
+
+def record_held_out(session: Session, job_id: str, fence: int, held_out: HeldOutRecord) -> None:
+    """Replace what held-out data say of the job's models."""
+    write_owned(session, job_id, fence, values={"held_out": held_out})
 
 
 def set_baseline(session: Session, job_id: str, fence: int, baseline: Baseline) -> None:

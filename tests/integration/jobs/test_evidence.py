@@ -11,7 +11,7 @@ import pytest
 from core.errors import InvalidInput, LeaseLost
 from core.jobs import service, store
 from core.jobs.lifecycle import Release
-from core.jobs.records import FullCostRecord, OverheadRecord
+from core.jobs.records import FullCostRecord, HeldOutRecord, OverheadRecord
 from core.units import JOULES_PER_KWH
 from tests.integration.jobs.engine import LEASE_S, checkpoint, sample
 from tests.integration.jobs.test_flow import job_of
@@ -76,6 +76,23 @@ def test_overheads_attribution_and_full_cost_are_kept(engine):
     attempts = engine.read(store.list_attempts, job.id)
     assert [attempt.attribution for attempt in attempts] == ["process", None]
     assert job_of(engine, job.id).full_cost == cost
+
+
+def test_held_out_figures_are_kept_and_only_the_owner_writes_them(engine):
+    job = engine.submit()
+    assert job.held_out is None
+    first = engine.claim()
+    before = HeldOutRecord(first_validation_loss=2.5, first_scores={"rougeL": 1.0, "f1": 0.0})
+    engine.do(service.record_held_out, first, before, timeless=True)
+    engine.do(service.release, first, reason=Release.SHUTDOWN, max_attempts=9)
+    second = engine.claim()
+    assert second.job.held_out == before
+    with pytest.raises(LeaseLost):
+        engine.do(service.record_held_out, first, HeldOutRecord(), timeless=True)
+    # a number that JSON does not have is not known
+    after = replace(before, validation_loss=math.inf, scores={"rougeL": 7.5, "f1": 3.0})
+    engine.do(service.record_held_out, second, after, timeless=True)
+    assert job_of(engine, job.id).held_out == replace(after, validation_loss=None)
 
 
 def test_totals_add_up_over_all_attempts_and_never_shrink(engine):

@@ -26,6 +26,7 @@ from core.jobs import keys, service, store
 from core.jobs.database import now
 from core.jobs.records import Claim, CostRecord
 from core.settings import Settings
+from core.spec import EvalOptions
 from core.training.hooks import Hook, StepRecord
 from tests.integration.worker.conftest import TENANT
 from tests.integration.worker.recomputed import G_PER_HOUR, GRID, numbers, recomputed
@@ -196,6 +197,44 @@ def test_the_card_the_page_and_the_fleet_tell_of_the_same_job(
     assert (line["zone"], line["model"], line["jobs"]) == ("FR", "tiny", 1)
     assert line["co2e_g"] == pytest.approx(told["co2e_g"], abs=1e-6)
     assert line["baseline"]["co2e_g"] == pytest.approx(told["baseline"]["co2e_g"], abs=1e-6)
+
+
+def test_grams_stand_beside_what_they_bought(
+    desk: Desk, ask: Any, chat_lines: Callable[[int], bytes]
+) -> None:
+    """Held-out figures of the base model outlive the suspension; the later ones are the end's."""
+    evaluation = EvalOptions(metrics=("f1", "rougeL"), max_examples=2, max_new_tokens=4)
+    job_id = desk.submit(chat_lines(24), validation=chat_lines(10), evaluation=evaluation)
+    path = f"/v1/fine_tuning/jobs/{job_id}/emissions"
+    assert ask(path).json()["quality"] is None
+    assert desk.carry_out(job_id).progress.step == 3
+    halfway = ask(path).json()["quality"]
+    job = desk.carry_out(job_id)
+    assert (job.status, job.error) == ("succeeded", None)
+    told = ask(path, params={"include": "samples"}).json()
+
+    said = [e.data for e in desk.events(job_id) if e.data is not None]
+    losses = {data["step"]: data["full_valid_loss"] for data in said if "full_valid_loss" in data}
+    scores = {
+        data["step"]: {name: data[f"eval_{name}"] for name in evaluation.metrics}
+        for data in said
+        if "eval_examples" in data
+    }
+    assert losses.keys() == scores.keys() == {0, 6}
+    assert losses[6] < losses[0]
+    assert halfway == {
+        "validation_loss": {"before": losses[0], "after": None},
+        "scores": {"before": scores[0], "after": None},
+    }
+    assert told["quality"] == {
+        "validation_loss": {"before": losses[0], "after": losses[6]},
+        "scores": {"before": scores[0], "after": scores[6]},
+    }
+    assert json.loads(desk.result_file(job.result_files[1]))["quality"] == told["quality"]
+    page = ask(path, params={"format": "html"}).text
+    assert f"validation loss {losses[0]:.4f} before training, {losses[6]:.4f} after" in page
+    checks = verify(told, Evidence.from_dict(told.pop("evidence")))
+    assert [check.figure for check in checks if not check.agrees] == []
 
 
 def _front_matter(archive: bytes) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from core.jobs.lifecycle import Status
 from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
 from core.objects.folders import get_folder
 from core.objects.local import LocalStore
-from core.spec import GreenOptions, JobSpec
+from core.spec import EvalOptions, GreenOptions, JobSpec
 from core.training_options import TrainingOptions
 from tests.integration.worker.conftest import TENANT
 from worker import runner
@@ -56,29 +56,43 @@ class Desk:
             max_attempts=3,
         )
 
-    def submit(self, lines: bytes, *, model: str = "tiny", **changes: Any) -> str:
-        file_id = ids.new_id(ids.FILE)
-        stored = self.objects.put(f"files/{file_id}", [lines])
+    def submit(
+        self,
+        lines: bytes,
+        *,
+        model: str = "tiny",
+        validation: bytes | None = None,
+        evaluation: EvalOptions | None = None,
+        **changes: Any,
+    ) -> str:
         wishes = changes.pop("green", {})
         green = GreenOptions(**({"zone": "FR", "rho": changes.pop("rho", 0.7)} | wishes))
         options = {"n_epochs": 1, "batch_size": 4} | changes
         spec = JobSpec(
             model=model,
-            training_file=file_id,
+            training_file=self.upload(lines),
+            validation_file=None if validation is None else self.upload(validation),
             training=TrainingOptions(**options),
             green=green,
+            eval=evaluation,
         )
         with self.database.transaction() as session:
-            file = NewFile(
-                id=file_id,
-                filename="train.jsonl",
-                purpose="fine-tune",
-                n_bytes=len(lines),
-                sha256=hashlib.sha256(lines).hexdigest(),
-                object_key=stored.key,
-            )
-            service.create_file(session, tenant=TENANT, file=file, now=now(session))
             return service.submit(session, tenant=TENANT, spec=spec, now=now(session)).id
+
+    def upload(self, lines: bytes) -> str:
+        file_id = ids.new_id(ids.FILE)
+        stored = self.objects.put(f"files/{file_id}", [lines])
+        file = NewFile(
+            id=file_id,
+            filename="data.jsonl",
+            purpose="fine-tune",
+            n_bytes=len(lines),
+            sha256=hashlib.sha256(lines).hexdigest(),
+            object_key=stored.key,
+        )
+        with self.database.transaction() as session:
+            service.create_file(session, tenant=TENANT, file=file, now=now(session))
+        return file_id
 
     def claim(self, job_id: str) -> Claim:
         with self.database.transaction() as session:

@@ -3,11 +3,14 @@
 import csv
 import dataclasses
 import io
+import json
+import math
 
 import pytest
 
 from core.carbon.page import to_html
-from core.carbon.report import CSV_COLUMNS, intervals, to_csv
+from core.carbon.report import CSV_COLUMNS, intervals, to_csv, to_dict
+from core.jobs.records import HeldOutRecord
 from tests.unit.carbon.rows import T0, at, full_report, report, row
 
 
@@ -41,3 +44,28 @@ def test_the_page_is_self_contained_and_escapes_what_users_wrote():
     assert "w<1>" not in page
     assert 'src="http' not in page
     assert page.count("class=chart") == 3
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({}, None),
+        (
+            {"first_validation_loss": 3.25, "validation_loss": math.nan},
+            "validation loss 3.2500 before training, not known after.",
+        ),
+        (
+            {"first_scores": {"f1": 1.0, "rougeL": 2.0}, "scores": {"f1": 2.0, "rougeL": 7.0}},
+            "f1 1.00 before training, 2.00 after; rougeL 2.00 before training, 7.00 after.",
+        ),
+    ],
+)
+def test_the_page_tells_what_is_known_of_quality(figures, words):
+    told = dataclasses.replace(full_report()[0], held_out=HeldOutRecord(**figures))
+    json.dumps(to_dict(told), allow_nan=False)
+    page = to_html(told)
+    if words is None:
+        assert to_dict(told)["quality"] is None
+        assert "Held-out data" not in page
+    else:
+        assert f"<p>Held-out data: {words}</p>" in page

@@ -10,7 +10,16 @@ from types import SimpleNamespace
 import pytest
 
 from core.carbon.calibration import assumed
-from core.training.hooks import CheckpointRecord, SelectionRecord, StartRecord, StepRecord
+from core.jobs.records import HeldOutRecord
+from core.training.hooks import (
+    CheckpointRecord,
+    EvaluationRecord,
+    FitResult,
+    SelectionRecord,
+    StartRecord,
+    StepRecord,
+    ValidationRecord,
+)
 from tests.fixtures import rates
 from worker.calibration import MANY_STEPS, Calibration
 from worker.hooks import Interrupted, ProgressHook
@@ -74,9 +83,19 @@ def _step(step):
 class Scribe:
     def __init__(self):
         self.events = []
+        self.kept = None
 
     def event(self, message, *, level="info", data=None):
         self.events.append((message, data))
+
+    def metrics(self, message, data):
+        pass
+
+    def progress(self, progress, remaining_s):
+        pass
+
+    def held_out(self, held_out):
+        self.kept = held_out
 
 
 def test_events_tell_the_currency_its_prices_and_both_shares():
@@ -94,6 +113,81 @@ def test_events_tell_the_currency_its_prices_and_both_shares():
     assert selected.endswith("1.20 times as much per second")
     assert selection["currency"] == "seconds"
     assert selection["flops_share_planned"] == 0.563
+
+
+def _validation(step, loss):
+    return ValidationRecord(
+        step=step,
+        epoch=0.0,
+        loss=loss,
+        token_accuracy=0.5,
+        n_tokens=10,
+        flops=1.0,
+        duration_s=0.1,
+    )
+
+
+def _evaluation(step, score):
+    return EvaluationRecord(
+        step=step,
+        epoch=0.0,
+        scores={"f1": score},
+        answers=("a",),
+        n_cut=0,
+        n_tokens=1,
+        flops=1.0,
+        duration_s=0.1,
+    )
+
+
+def _result(**given):
+    return FitResult(
+        step=40,
+        total_steps=40,
+        epoch=2.0,
+        train_loss=1.0,
+        validation_token_accuracy=0.5,
+        trained_names=("a",),
+        flops=1.0,
+        full_flops=2.0,
+        selection_flops=0.0,
+        evaluation_flops=0.0,
+        tokens=4000,
+        train_duration_s=4.0,
+        **given,
+    )
+
+
+def test_a_job_that_begins_again_forgets_what_came_after_its_base_model():
+    scribe = Scribe()
+    lost = HeldOutRecord(
+        first_validation_loss=3.0,
+        validation_loss=2.0,
+        first_scores={"f1": 1.0},
+        scores={"f1": 9.0},
+    )
+    hook = ProgressHook(scribe, 0.5, lost)
+    hook.on_start(_start())
+    hook.on_validation(_validation(0, 3.0))
+    hook.on_evaluation(_evaluation(0, 1.0))
+    assert scribe.kept == HeldOutRecord(first_validation_loss=3.0, first_scores={"f1": 1.0})
+    hook.on_validation(_validation(20, 2.5))
+    assert scribe.kept == replace(lost, validation_loss=2.5, scores=None)
+
+
+@pytest.mark.parametrize("outcome", ["finished", "paused"])
+def test_a_finished_run_knows_figures_that_no_attempt_stored(outcome):
+    """An earlier release began the job; a run that stops early has nothing of its end to tell."""
+    scribe = Scribe()
+    hook = ProgressHook(scribe, 0.5)
+    figures = {
+        "first_validation_loss": 3.0,
+        "validation_loss": 2.0,
+        "first_scores": {"f1": 1.0},
+        "scores": {"f1": 9.0},
+    }
+    hook.on_end(_result(outcome=outcome, **figures))
+    assert scribe.kept == (HeldOutRecord(**figures) if outcome == "finished" else None)
 
 
 @pytest.mark.parametrize(("currency", "share"), [("flops", 0.5), ("seconds", 0.56)])
