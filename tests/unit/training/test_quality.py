@@ -14,7 +14,6 @@ from core.training.quality import MAX_POINTS, quality_curve
 from core.training.selector import select
 from tests.unit.training.test_selector import best_by_force, graphs, tiny_costs
 
-
 #: measured drops follow predicted ones by it
 POWER = 0.15
 
