@@ -54,7 +54,7 @@ def _details(report: dict[str, Any]) -> list[str]:
             f"saved {report['savings']['co2e_g']:.4f} gCO2e ({report['savings']['share']:.0%}): "
             + ", ".join(f"{name} {grams:+.4f}" for name, grams in split.items())
         )
-    if report["quality"]:
+    if report.get("quality"):
         lines.append(quality_words(report["quality"]))
     devices = (
         f"{device['name']} {device['energy_wh']:.3f} Wh ({'+'.join(device['methods'])})"

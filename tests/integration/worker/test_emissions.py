@@ -70,7 +70,7 @@ def desk(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
     trace = Trace(
         zone="FR",
         start=start,
-        step=timedelta(seconds=2),
+        step=timedelta(milliseconds=500),
         values_g_per_kwh=GRID,
         files=("test",),
     )
