@@ -50,6 +50,11 @@ class Lab:
     def epoch_steps(self) -> int:
         return self._feed.batches_per_epoch
 
+    @property
+    def elements(self) -> dict[str, int]:
+        """Of every tensor."""
+        return {name: parameter.numel() for name, parameter in self.parameters.items()}
+
     def optimiser(self) -> SelectiveAdamW:
         """A fresh one; nothing is selected."""
         weight_decay = self.prepared.training.weight_decay
@@ -114,11 +119,12 @@ class Lab:
         )
 
     def choose(self, contender: Contender, importance: Mapping[str, float]) -> Choice:
-        """Raises RhoInfeasible."""
+        """What a job would train, from expected loss drops. Raises RhoInfeasible."""
         point = SelectionPoint(
             profile=self.prepared.profile,
             rho=contender.rho if isinstance(contender.rho, float) else 1.0,
             measure_importance=lambda: importance,
+            elements=self.elements,
         )
         return method_named(contender.method).choose(point)
 

@@ -117,6 +117,7 @@ class Lab:
             profile=self._prepared.profile,
             rho=RHO,
             measure_importance=lambda: self._importance([self._step.inputs(self._batch(0))]),
+            elements={name: parameter.numel() for name, parameter in self._parameters.items()},
         )
         return self._prepared.method.choose(point).names
 

@@ -39,6 +39,7 @@ from benchmarks.measure import machine, mean_text, table
 from core.settings import DEMO_MODEL
 from core.training.blocks import blocks_from_the_loss
 from core.training.schedule import schedule_factor
+from core.training.selector import select
 
 WARM_UP: Final = 0.1
 _RANDOM, _EQUAL = "random", "equal"
@@ -91,12 +92,14 @@ def run(
 ) -> Ending:
     """Train what ``worth`` chooses, from the weights as they are, which are changed."""
     optimiser, n_steps = lab.optimiser(), lab.prepared.total_steps
-    names = lab.choose(contender, worth).names
+    profile = lab.prepared.profile
+    assert isinstance(contender.rho, float)
+    names = select(profile, worth, contender.rho * profile.full_flops).names
     optimiser.select(names)
     for step in range(n_steps):
         factor = schedule_factor("linear", step, n_steps, WARM_UP)
         lab.train(optimiser, step, contender.rule * factor)
-    blocks = blocks_from_the_loss(lab.prepared.profile)
+    blocks = blocks_from_the_loss(profile)
     trained = [at for at, block in enumerate(blocks) if set(block) & set(names)]
     return Ending(
         label=label,
@@ -115,10 +118,11 @@ def endings(task: Task, arguments: argparse.Namespace, seed: int) -> list[Ending
     lab = Lab(prepared, held_out=arguments.held_out, precision="auto")
     base = lab.weights()
     drops = lab.importance(lab.optimiser(), 0, arguments.steps)
-    elements = {name: parameter.numel() for name, parameter in lab.parameters.items()}
     blocks = blocks_from_the_loss(prepared.profile)
     worths = {
-        by if by in (_RANDOM, _EQUAL) else f"drop / elements^{by}": rank(by, drops, elements, seed)
+        by if by in (_RANDOM, _EQUAL) else f"drop / elements^{by}": rank(
+            by, drops, lab.elements, seed
+        )
         for by in arguments.by
     }
     for block in arguments.lowest:

@@ -210,6 +210,7 @@ def _selected(prepared: Prepared, probe: Batch, rho: float) -> tuple[str, ...]:
             measure_importance=lambda: measure_importance(
                 step, [step.inputs(probe)], connected, optimiser, learning_rate=1e-4
             ),
+            elements={name: parameter.numel() for name, parameter in parameters.items()},
         )
     )
     return choice.names

@@ -54,7 +54,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             measure,
             step=0,
             rho=rho,
-            elements={name: job.model.get_parameter(name).numel() for name in candidates},
+            elements=job.ranked_elements,
             rate=job.peak_learning_rates,
         )
         return estimate(

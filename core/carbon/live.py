@@ -120,7 +120,7 @@ class LiveSignal:
         self._clock = clock
         #: spares the store's round trip between two requests
         self._local: dict[str, Known] = {}
-        #: of this process, by key; held together with `_local` under the lock
+        #: of this process, by key; while there is one, it alone changes the key's `_local`
         self._under_way: dict[str, _Request] = {}
         self._lock = threading.Lock()
 

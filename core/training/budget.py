@@ -53,8 +53,7 @@ def budget_of(job: FitJob, rates: Rates | None) -> Budget:
 
 
 def sizes_of(job: FitJob) -> Sizes:
-    elements = {name: parameter.numel() for name, parameter in job.model.named_parameters()}
-    return Sizes(elements=elements, micro_batches=job.training.gradient_accumulation)
+    return Sizes(elements=job.elements, micro_batches=job.training.gradient_accumulation)
 
 
 def require_feasible(job: FitJob, budget: Budget, step: int) -> None:

@@ -147,7 +147,8 @@ def rank_tensors(
     clip: float,
     seed: int,
 ) -> dict[str, float]:
-    """What ``kind`` says each tensor is worth, for the selector; arguments as `measure_importance`.
+    """Importance of each tensor by ``kind``, for a method to choose by; arguments as
+    `measure_importance`.
 
     Args:
         probes: for ``importance`` in pairs, two halves of a batch one after the other.

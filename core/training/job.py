@@ -90,6 +90,16 @@ class FitJob:
             spared=None if self.reuse is None else self.reuse.spared,
         )
 
+    @property
+    def elements(self) -> dict[str, int]:
+        """Of every tensor of the model."""
+        return {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+
+    @property
+    def ranked_elements(self) -> dict[str, int]:
+        """``elements`` where these count in the ranking; empty where importance alone does."""
+        return self.elements if self.importance == "importance" else {}
+
     def batches(self, step: int) -> Iterator[Batch]:
         """The micro-batches of step ``step`` (from 0); the last step of an epoch has fewer."""
         epoch, within = divmod(step, self.steps_per_epoch)

@@ -41,8 +41,8 @@ class SelectionPoint:
     interval that the choice will be in force for. ``overhead``: the part of ``rho`` that measuring
     takes of that interval; steps have what is left. ``elements``: of every tensor, where importance
     is an expected loss drop and tensors are ranked by what that is worth (`ranking`); empty: by
-    importance as it is. ``rate``: at which a share is trained, for
-    comparing shares; where costs are no FLOPs, their shares stand in for the FLOPs' in it.
+    importance as it is. ``rate``: at which a share is trained, for comparing shares; where costs
+    are no FLOPs, their shares stand in for the FLOPs' in it.
     """
 
     profile: FlopsProfile

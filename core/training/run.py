@@ -69,7 +69,6 @@ class Run:
         self._parameters: dict[str, torch.nn.Parameter] = {
             name: p for name, p in self._model.named_parameters() if p.requires_grad
         }
-        self._elements = {name: p.numel() for name, p in self._parameters.items()}
         self._step = loss_step(
             self._model,
             keeps_mask=needs_mask(self._model),
@@ -140,7 +139,7 @@ class Run:
         if self._folder is not None and (checkpoint := newest_checkpoint(self._folder)):
             self._restore(checkpoint)
         measuring_s = self._count()
-        n_parameters = sum(self._elements.values())
+        n_parameters = sum(parameter.numel() for parameter in self._parameters.values())
         record = start_record(self._job, self._state, self._budget, n_parameters, measuring_s)
         self._tell("on_start", record)
         require_feasible(self._job, self._budget, self._state.step)
@@ -163,7 +162,7 @@ class Run:
             rho=self._job.rho(self._state.step),
             measuring_steps=probes.full_steps,
             measuring_share=self._budget.measuring_share,
-            elements=self._elements if self._job.importance == "importance" else {},
+            elements=self._job.ranked_elements,
             rate=self._job.peak_learning_rates,
         )
         choice, point = found.choice, in_flops(self._job, found, self._state.step)
@@ -193,7 +192,7 @@ class Run:
                 point,
                 importance=importance,
                 quality_curve=curve,
-                n_trained_parameters=sum(self._elements[n] for n in choice.names),
+                n_trained_parameters=sum(self._parameters[n].numel() for n in choice.names),
                 flops=self._state.selection_flops - spent_before,
                 duration_s=duration_s,
             ),
