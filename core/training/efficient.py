@@ -1,4 +1,4 @@
-"""rho "efficient": the selection with the highest predicted loss drop per FLOP.
+"""rho "efficient": as much as the set with the highest predicted loss drop per FLOP costs.
 
 The objective rate(S) * importance(S) / cost(S) is a fraction, but where the learning rate is a
 matter of the cost its best set is the best of *its own* cost: a set of the same cost and more
