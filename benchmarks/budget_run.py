@@ -24,9 +24,9 @@ from benchmarks.hf_trainer import train_with_trainer
 from benchmarks.measure import Gauge, load, machine, synchronise
 from core.errors import InvalidInput
 from core.settings import Settings
-from core.spec import EvalOptions, GreenOptions, JobSpec
+from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
 from core.training.evaluate import evaluate
-from core.training.hooks import FitResult, Hook, SelectionRecord, StartRecord, StepRecord
+from core.training.hooks import Control, FitResult, Hook, SelectionRecord, StartRecord, StepRecord
 from core.training.numerics import choose_numerics
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep, needs_mask
@@ -40,8 +40,9 @@ CHECKPOINTS: Final = (0.75, 1.0)
 RATE_FACTORS: Final = (0.5, 1.0, 2.0)
 #: steps taken to learn what a step takes, and of them those that warm up; a card is quick, and
 #: finds its kernels in the first
-CALIBRATION_STEPS: Final = 30 if torch.cuda.is_available() else 6
+CALIBRATION_STEPS: Final = 30 if torch.cuda.is_available() else 12
 _WARM_UP: Final = CALIBRATION_STEPS // 5
+_LONG_JOB: Final = 1000
 _NEW_TOKENS: Final = 24
 
 Engine = Literal["greentune", "trainer"]
@@ -54,11 +55,15 @@ class Contender:
     method: str
     rho: float | str | None = None
     engine: Engine = "greentune"
+    #: of last_k: so many blocks; None: as many as rho pays for
+    k: int | None = None
 
     @property
     def label(self) -> str:
         if self.engine == "trainer":
             return f"trainer {self.method}"
+        if self.k is not None:
+            return f"last {self.k} blocks"
         shown = f"{self.rho:g}" if isinstance(self.rho, float) else self.rho or ""
         return f"{self.method} {shown}".strip()
 
@@ -117,7 +122,7 @@ class Pace:
     """What a contender's step takes on this machine with this data."""
 
     step_s: float
-    #: of one selection; 0 for methods that make none
+    #: of one selection, beyond the steps that it stands in for: it is paid out of rho
     selection_s: float
 
     def steps_within(self, budget_s: float) -> int:
@@ -128,7 +133,12 @@ class Pace:
 def prepared_for(
     task: Task, contender: Contender, *, n_steps: int, rate: float | None, seed: int
 ) -> Prepared:
-    """Raises RhoInfeasible where the contender's rho is not feasible for the task."""
+    """``rate``: peak; None: by rule. A contender that finds its own rho compares shares at their
+    own rates: all of these are scaled alike.
+
+    Raises RhoInfeasible where the contender's rho is not feasible for the task.
+    """
+    finds_rho = contender.rho == "efficient" and rate is not None
     place = task.model if Path(task.model).is_dir() else None
     rho: Any = "auto" if contender.rho is None else contender.rho
     asked = EvalOptions(
@@ -140,9 +150,17 @@ def prepared_for(
         validation_file="validation.jsonl",
         seed=seed,
         training=TrainingOptions(
-            n_epochs=50, max_steps=n_steps, batch_size=task.batch_size, learning_rate=rate
+            n_epochs=50,
+            max_steps=n_steps,
+            batch_size=task.batch_size,
+            learning_rate=None if finds_rho else rate,
+            learning_rate_multiplier=rate / contender.rule if finds_rho and rate else None,
         ),
-        green=GreenOptions(method=contender.method, rho=rho),  # type: ignore[arg-type]  checked there
+        green=GreenOptions(
+            method=contender.method,  # type: ignore[arg-type]  checked there
+            rho=rho,
+            options=MethodOptions(k=contender.k),
+        ),
         eval=asked if task.n_questions else None,
     )
     return prepare(
@@ -242,10 +260,14 @@ class Spent:
 
 
 def _spend(
-    prepared: Prepared, contender: Contender, gauge: Gauge, after_step: Callable[[int], None]
+    prepared: Prepared,
+    contender: Contender,
+    gauge: Gauge,
+    after_step: Callable[[int], None],
+    control: Callable[[], Control] = lambda: Control.CONTINUE,
 ) -> Spent:
     """Train by the contender's engine, without the product's own validation and questions: the
-    judge's are the same for all.
+    judge's are the same for all. ``control``: of greentune's.
     """
     bare = dataclasses.replace(prepared, validation_data=None, exam=None)
     if contender.engine == "trainer":
@@ -260,7 +282,7 @@ def _spend(
         )
     watch = Watch(gauge, after_step)
     rho = contender.rho if isinstance(contender.rho, float) else 1.0
-    result = train(bare, rho=lambda _step: rho, hooks=[watch])
+    result = train(bare, rho=lambda _step: rho, hooks=[watch], control=control)
     return Spent(
         flops=result.flops,
         full_flops=result.full_flops,
@@ -273,8 +295,13 @@ def _spend(
 def calibrate(task: Task, contender: Contender) -> dict[str, Any]:
     """`Pace`'s values. A step's seconds are those of the timed steps by their share of FLOPs: an
     epoch begins with its longest batch.
+
+    Greentune's steps are the first of a long job: of a short one, measuring importance would take a
+    good part of rho.
     """
-    prepared = prepared_for(task, contender, n_steps=CALIBRATION_STEPS, rate=None, seed=0)
+    is_ours = contender.engine == "greentune"
+    n_steps = _LONG_JOB if is_ours else CALIBRATION_STEPS
+    prepared = prepared_for(task, contender, n_steps=n_steps, rate=None, seed=0)
     load_before = load()
     ends_s: list[float] = []
 
@@ -282,15 +309,21 @@ def calibrate(task: Task, contender: Contender) -> dict[str, Any]:
         synchronise()
         ends_s.append(time.perf_counter())
 
+    def control() -> Control:
+        return Control.STOP if len(ends_s) == CALIBRATION_STEPS else Control.CONTINUE
+
     with Gauge() as gauge:
-        spent = _spend(prepared, contender, gauge, after_step)
+        spent = _spend(prepared, contender, gauge, after_step, control)
     feed, full, step = prepared.feed(), prepared.prices.full, LossStep(prepared.loaded.model)
     places = [divmod(at, feed.batches_per_epoch) for at in range(_WARM_UP, CALIBRATION_STEPS)]
     timed = [full(step.inputs(feed.batch(*place)).shape) for place in places]
     mean_share = len(timed) * prepared.profile.full_flops / sum(timed)
+    step_s = (ends_s[-1] - ends_s[_WARM_UP - 1]) / len(timed) * mean_share
+    share = (spent.flops - spent.selection_flops) / spent.full_flops
+    selection_steps = spent.selection_flops / (share * prepared.profile.full_flops)
     return {
-        "step_s": (ends_s[-1] - ends_s[_WARM_UP - 1]) / len(timed) * mean_share,
-        "selection_s": spent.selection_s,
+        "step_s": step_s,
+        "selection_s": max(0.0, spent.selection_s - selection_steps * step_s),
         "load": [load_before, load()],
         "machine": machine(),
     }

@@ -8,19 +8,21 @@ contender gets as many steps as its own measured pace allows, its learning-rate 
 the budget, and its peak rate is the best of a sweep at one budget. --grid main: full, green .7,
 LoRA, last_k; all: further rhos, prefix, LoRA on the selected tensors, Hugging Face's Trainer.
 
-One process a run, one JSON file a run under --runs; what is there is not run again, so the work
-can be cut into pieces (--at-most, --only). --plan prints the runs that are missing and what they
-will take. The page is written from whatever is there, of every data set under --runs.
+One process a run (--jobs: so many at a time), one JSON file a run under --runs; what is there is
+not run again, so the work can be cut into pieces (--at-most, --only). --plan prints the runs that
+are missing and what they will take. The page is written from whatever is there, of every data set
+under --runs.
+
+--paces FOLDER: calibrations of another machine, a data set's folder in its --runs. Budgets are then
+seconds of that machine, which a card with time for many runs can train for.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import transformers
@@ -31,6 +33,7 @@ from benchmarks.budget_run import MAIN, SIDE, Contender, efficient
 from benchmarks.frontier_jobs import do, open_cache
 from benchmarks.frontier_page import write_page
 from benchmarks.frontier_plan import Cache, Job, missing
+from benchmarks.processes import run_all
 from core.settings import DEMO_MODEL
 
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
@@ -48,18 +51,18 @@ def main(words: Sequence[str]) -> int:
         batch_size=arguments.batch_size,
         n_validation=arguments.validation,
         n_questions=arguments.questions,
+        paces=arguments.paces,
     )
-    if arguments.one is not None:
-        do(cache, Job.from_dict(json.loads(arguments.one)), model=arguments.model)
-        return 0
     contenders = _contenders(arguments)
     if arguments.plan:
         _print_plan(cache, _missing(arguments, cache, contenders))
         return 0
-    _run_missing(arguments, cache, contenders, words)
+    failed = _run_missing(arguments, cache, contenders)
     write_page(arguments.runs, arguments.out, sweep_budget=arguments.sweep_budget)
     print(f"wrote {arguments.out}")
-    return 0
+    if failed:
+        print(f"failed: {'; '.join(job.text for job in failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 def _arguments(words: Sequence[str]) -> argparse.Namespace:
@@ -79,7 +82,8 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plan", action="store_true", help="print the missing runs and stop")
     parser.add_argument("--runs", type=Path, default=Path(".frontier"), help="results' cache")
     parser.add_argument("--out", type=Path, default=Path("docs/frontier.md"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--paces", type=Path, help="folder of another machine's calibrations")
     found = parser.parse_args(words)
     known = {c.label for c in (*MAIN, *efficient(), *SIDE)}
     if unknown := sorted(set(found.only or ()) - known):
@@ -113,22 +117,24 @@ def _print_plan(cache: Cache, jobs: Sequence[Job]) -> None:
 
 
 def _run_missing(
-    arguments: argparse.Namespace,
-    cache: Cache,
-    contenders: Sequence[Contender],
-    words: Sequence[str],
-) -> None:
-    """A run may make others known: calibrations what is feasible, sweeps the best rate."""
-    for number in range(arguments.at_most):
+    arguments: argparse.Namespace, cache: Cache, contenders: Sequence[Contender]
+) -> list[Job]:
+    """A run may make others known: calibrations what is feasible, sweeps the best rate. Those that
+    failed.
+    """
+
+    def startable() -> list[Job]:
         jobs = _missing(arguments, cache, contenders)
-        if not jobs:
-            return
-        minutes = sum(map(cache.estimate_s, jobs)) / 60
-        print(
-            f"{number + 1}: {jobs[0].text}; {len(jobs)} left, about {minutes:.0f} min", flush=True
-        )
-        command = [sys.executable, str(Path(__file__).resolve()), *words]
-        subprocess.run([*command, "--one", json.dumps(asdict(jobs[0]))], check=True)
+        minutes = sum(map(cache.estimate_s, jobs)) / 60 / arguments.jobs
+        print(f"{len(jobs)} left, about {minutes:.0f} min", flush=True)
+        return [job for job in jobs if not job.is_open]
+
+    return run_all(
+        startable,
+        partial(do, cache, model=arguments.model),
+        n_jobs=arguments.jobs,
+        at_most=arguments.at_most,
+    )
 
 
 if __name__ == "__main__":

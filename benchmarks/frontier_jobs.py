@@ -8,8 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+import transformers
+
 from benchmarks.budget_run import Task, calibrate, run
-from benchmarks.frontier_plan import Cache, Job, Settings
+from benchmarks.frontier_plan import CALIBRATIONS, Cache, Job, Settings
 from benchmarks.measure import machine
 from core.data.demo import build
 from core.errors import RhoInfeasible
@@ -27,17 +29,20 @@ def open_cache(
     batch_size: int,
     n_validation: int,
     n_questions: int,
+    paces: Path | None = None,
 ) -> Cache:
     """The settings' folder in ``runs``, with a copy of the data that is trained on and held out.
 
     Args:
         data: folder of train.jsonl and validation.jsonl; None: the demo's docstring pairs.
+        paces: folder with calibrations of another machine, all by the same one.
     """
     source = data or runs / DEMO_DATA
     if data is None and not (source / "validation.jsonl").exists():
         build(source)
     lines = (source / "validation.jsonl").read_text(encoding="utf-8").splitlines()[:n_validation]
     train, held_out = (source / "train.jsonl").read_bytes(), ("\n".join(lines) + "\n").encode()
+    foreign = {} if paces is None else {p.name: p.read_text() for p in paces.glob(CALIBRATIONS)}
     settings = Settings(
         data=source.resolve().name,
         digest=_short(train + held_out),
@@ -47,17 +52,21 @@ def open_cache(
         batch_size=batch_size,
         n_validation=len(lines),
         n_questions=n_questions,
+        paced_by=next((json.loads(text)["machine"] for text in foreign.values()), ""),
     )
     folder = runs / _short(repr(settings).encode())
     (folder / "data").mkdir(parents=True, exist_ok=True)
     (folder / "data" / "train.jsonl").write_bytes(train)
     (folder / "data" / "validation.jsonl").write_bytes(held_out)
+    for name, text in foreign.items():
+        (folder / name).write_text(text)
     (folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
     return Cache(folder, settings)
 
 
 def do(cache: Cache, job: Job, *, model: str) -> None:
     """Train, and leave the job's file. ``model``: id or folder."""
+    transformers.utils.logging.set_verbosity_error()
     settings = cache.settings
     task = Task(
         model=model,
@@ -87,7 +96,7 @@ def _measured(task: Task, cache: Cache, job: Job) -> dict[str, Any]:
     found = run(
         task, job.contender, n_steps=n_steps, budget_s=budget_s, rate=job.rate, seed=job.seed
     )
-    return {"budget": job.budget, **found}
+    return {"budget": job.budget, "paced_s": pace.selection_s + n_steps * pace.step_s, **found}
 
 
 def _short(content: bytes) -> str:

@@ -66,7 +66,8 @@ def data_set(cache: Cache, out: Path, *, sweep_budget: float) -> list[str]:
     if not found.rows:
         return []
     links = []
-    for key, label in _PLOTTED.items():
+    plotted = dict(list(_PLOTTED.items())[:1]) if cache.settings.paced_by else _PLOTTED
+    for key, label in plotted.items():
         plot = out.with_name(
             f"{out.stem}-{cache.settings.data}-{cache.folder.name[:4]}-{label.split()[0]}.svg"
         )
@@ -88,7 +89,8 @@ def _found(cache: Cache, sweep_budget: float) -> Found:
         rates[contender.label] = rate
         for row in everything:
             if (row["label"], row["rate"]) == (contender.label, rate):
-                cells.setdefault((contender.label, row["budget"]), []).append(row)
+                timed = {**row, "seconds": row["paced_s"]} if cache.settings.paced_by else row
+                cells.setdefault((contender.label, row["budget"]), []).append(timed)
     present = tuple(
         c for c in contenders if c.label in rates or cache.found(Job(contender=c)) is not None
     )
@@ -135,7 +137,8 @@ def _data_set(found: Found, plots: Sequence[str]) -> list[str]:
         f"{settings.model}, {versions['n_train']} training examples, reference "
         f"{settings.reference_steps} steps of {settings.batch_size}{reference}, "
         f"{settings.n_validation} held-out examples for loss, {settings.n_questions} for ROUGE-L. "
-        f"{settings.machine}, torch {versions['torch']}, transformers {versions['transformers']}."
+        f"{_paced_by(settings)}{settings.machine}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}."
         f"{before}"
     )
     return [
@@ -156,6 +159,16 @@ def _data_set(found: Found, plots: Sequence[str]) -> list[str]:
     ]
 
 
+def _paced_by(settings: Settings) -> str:
+    if not settings.paced_by:
+        return ""
+    return (
+        f"Seconds are those of {settings.paced_by}: steps times the pace measured there, and one "
+        "selection. CPU seconds, joules and memory are of the machine that trained, where several "
+        "runs went side by side: "
+    )
+
+
 def _noise(found: Found) -> str:
     loads = [load for row in found.rows for load in row["load"] if load is not None]
     n_seeds = max(len(rows) for rows in found.cells.values())
@@ -164,7 +177,7 @@ def _noise(found: Found) -> str:
         if n_seeds > 1
         else "One seed: the noise between seeds is not known, small differences mean nothing."
     )
-    if any(
+    if not found.cache.settings.paced_by and any(
         load is not None and load > row["wanted_cores"] + _SPARE_LOAD
         for row in found.rows
         for load in row["load"]

@@ -8,13 +8,14 @@ then every budget and seed at the contender's best rate of that sweep.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from benchmarks.budget_run import CALIBRATION_STEPS, CHECKPOINTS, FULL, Contender, Pace
 
+CALIBRATIONS: Final = "calibration-*.json"
 #: of the sweep, whatever seeds the budgets are run with
 SWEEP_SEED: Final = 0
 #: a sweep goes on by this factor, up to so many rates
@@ -42,6 +43,8 @@ class Settings:
     batch_size: int
     n_validation: int
     n_questions: int
+    #: machine whose seconds budgets are; empty: the one that trains
+    paced_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +56,10 @@ class Job:
     rate: float | None = None
     seed: int = SWEEP_SEED
 
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
-        """The inverse of `dataclasses.asdict`."""
-        return cls(**{**raw, "contender": Contender(**raw["contender"])})
+    @property
+    def is_open(self) -> bool:
+        """Whether it cannot start before others are done."""
+        return self.budget is not None and self.rate is None
 
     @property
     def text(self) -> str:
@@ -175,11 +178,7 @@ def missing(
         wanted += cache.sweep(contender, sweep_budget)
     wanted += _grid(cache, feasible, budgets, sweep_budget, seeds)
     unique = dict.fromkeys(wanted)
-    return [job for job in unique if _is_open(job) or not cache.file(job).exists()]
-
-
-def _is_open(job: Job) -> bool:
-    return job.budget is not None and job.rate is None
+    return [job for job in unique if job.is_open or not cache.file(job).exists()]
 
 
 def _grid(

@@ -2,19 +2,23 @@
 
     python benchmarks/gpu.py [--data FOLDER] [--model ID] [--minutes 7.5] [--out docs/gpu.md]
 
-- Speed: full and green at several rho, in turn, the same batches from the same weights; seconds a
-  step, model FLOPs utilisation (MFU: FLOPs of the steps by greentune's prices, per second, to the
-  device's dense bfloat16 peak, from a table and as measured on a large product), peak memory, and
-  what selecting takes of a job of 200 and of 1,000 steps.
+- Speed: full, green at several rho, the last blocks, LoRA and prefix in turn, the same batches from
+  the same weights; seconds a step, model FLOPs utilisation (MFU: FLOPs of the steps by greentune's
+  prices, per second, to the device's dense bfloat16 peak, from a table and as measured on a large
+  product), peak memory, and what selecting takes of a job of 200 and of 1,000 steps.
 - Checks: predicted FLOPs against torch's counter; a resumed run against one that was not stopped.
   Exits with 1 where FLOPs are off by more than 0.1 %, or where bits differ on the CPU.
 - Quality: `frontier`'s jobs in this process, as many as fit into what is left of the minutes.
+
+Seconds of a step by method are left beside the page, for `paper_tables.py --speeds`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -27,20 +31,22 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu_checks
-from benchmarks.budget_run import MAIN, SIDE, efficient
+from benchmarks.budget_run import MAIN, SIDE, Contender, Task, efficient
 from benchmarks.frontier_jobs import do, open_cache
 from benchmarks.frontier_page import data_set, method
 from benchmarks.frontier_plan import Cache, missing
-from benchmarks.gpu_speed import measure_speed, peak_flops, prepared_green, speed_table
+from benchmarks.gpu_speed import measure_speed, peak_flops, prepared_all, speed_table
 from benchmarks.measure import machine
 from core.settings import DEMO_MODEL
+from core.spec import ADAPTER_METHODS
 from core.training.numerics import choose_numerics
 
 TOLERANCE = 1e-3
 BUDGETS = (0.2, 0.5, 1.0)
 SWEEP_BUDGET = 0.2
 CONTENDERS = (*MAIN, *efficient(), *(c for c in SIDE if c.engine == "trainer"))
-BATCH_SIZE = 4
+#: whose model the checks are made with
+CHECKED = Contender(method="green", rho=0.7)
 
 
 def main(words: Sequence[str]) -> int:
@@ -63,14 +69,14 @@ def main(words: Sequence[str]) -> int:
             arguments.data,
             model=arguments.model,
             reference_steps=arguments.reference_steps,
-            batch_size=BATCH_SIZE,
+            batch_size=arguments.batch_size,
             n_validation=arguments.validation,
             n_questions=arguments.questions,
         )
         parts, is_right = _measured(arguments, cache)
         _run_until(deadline_s, cache, arguments.model)
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        parts += data_set(cache, arguments.out, sweep_budget=SWEEP_BUDGET)
+        if quality := data_set(cache, arguments.out, sweep_budget=SWEEP_BUDGET):
+            parts += ["## Quality", method(SWEEP_BUDGET), *quality]
     arguments.out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"wrote {arguments.out} after {(time.monotonic() - started_s) / 60:.1f} minutes")
     return int(not is_right)
@@ -82,6 +88,7 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default=DEMO_MODEL, help="id or folder")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="no new run starts too late")
+    parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5, help="of interleaved timing")
     parser.add_argument("--steps", type=int, default=12, help="of each contender in a round")
     parser.add_argument("--reference-steps", type=int, default=150, help="of full: budget 1")
@@ -93,19 +100,28 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def _measured(arguments: argparse.Namespace, cache: Cache) -> tuple[list[str], bool]:
     """The page as far as quality, and whether the checks hold."""
-    prepared = prepared_green(
-        cache.folder / "data", arguments.model, n_steps=arguments.steps, batch_size=BATCH_SIZE
+    task = Task(
+        model=arguments.model,
+        data=cache.folder / "data",
+        batch_size=arguments.batch_size,
+        n_questions=0,
     )
-    speeds = measure_speed(prepared, n_rounds=arguments.rounds)
+    prepared = prepared_all(task)
+    speeds = measure_speed(prepared, n_rounds=arguments.rounds, n_steps=arguments.steps)
     numerics = choose_numerics()
     peaks = peak_flops(numerics.device)
-    errors = [gpu_checks.flops_error(prepared, speed.names) for speed in speeds]
-    resume = gpu_checks.resume_difference(prepared)
+    green = prepared[CHECKED]
+    errors = [
+        gpu_checks.flops_error(green, speed.names)
+        for contender, speed in zip(prepared, speeds, strict=True)
+        if contender.method not in ADAPTER_METHODS
+    ]
+    resume = gpu_checks.resume_difference(green)
     is_right = max(errors) <= TOLERANCE and (resume.is_same or numerics.device.type == "cuda")
     shown = ", ".join(f"{name} {flops / 1e12:.3g} TFLOPS" for name, flops in peaks.items())
     intro = (
         f"`python benchmarks/gpu.py`: {cache.settings.model}, {cache.settings.data}, batch "
-        f"{BATCH_SIZE}, {machine()}, {numerics.precision}, torch {torch.__version__}. "
+        f"{arguments.batch_size}, {machine()}, {numerics.precision}, torch {torch.__version__}. "
         f"Peak in bfloat16: {shown}. Median of {arguments.rounds} interleaved rounds of "
         f"{arguments.steps} steps (lowest to highest)."
     )
@@ -113,8 +129,11 @@ def _measured(arguments: argparse.Namespace, cache: Cache) -> tuple[list[str], b
         f"FLOPs predicted against counted: off by at most {max(errors):.1e}. Resumed after a "
         f"checkpoint against not stopped: {resume.text}."
     )
+    seconds = {speed.label: statistics.median(speed.step_s) for speed in speeds}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.with_suffix(".json").write_text(json.dumps(seconds, indent=1))
     parts = ["# On one device", intro, speed_table(speeds, peaks)]
-    return [*parts, "## Checks", checks, "## Quality", method(SWEEP_BUDGET)], is_right
+    return [*parts, "## Checks", checks], is_right
 
 
 def _run_until(deadline_s: float, cache: Cache, model: str) -> None:

@@ -1,4 +1,4 @@
-"""Seconds a step, model FLOPs utilisation, peak memory and the price of selecting, by rho."""
+"""Seconds a step, model FLOPs utilisation, peak memory and the price of selecting, by method."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
 
-from benchmarks.budget_run import FULL, Contender
+from benchmarks.budget_run import FULL, Contender, Task, prepared_for
 from benchmarks.gpu_checks import restore, weights_of
 from benchmarks.measure import Gauge, table
-from core.settings import Settings
-from core.spec import GreenOptions, JobSpec
-from core.training.hooks import FitResult, Hook, SelectionRecord, StartRecord, StepRecord
-from core.training_options import TrainingOptions
-from worker.prepare import Prepared, prepare, train
+from core.errors import RhoInfeasible
+from core.training.hooks import Control, FitResult, Hook, SelectionRecord, StartRecord, StepRecord
+from worker.prepare import Prepared, train
 
-RHOS: Final = (0.7, 0.5, 0.4)
+#: full first: the others' ratios are to its seconds in the same round
+CONTENDERS: Final = (
+    FULL,
+    *(Contender(method="green", rho=rho) for rho in (0.7, 0.5, 0.4)),
+    Contender(method="last_k", k=2),
+    Contender(method="lora"),
+    Contender(method="prefix"),
+)
 JOBS: Final = (200, 1000)
 #: steps of a round that are not timed: caches and kernels are found in them
 _WARM_UP: Final = 2
@@ -86,49 +91,51 @@ class _Watch(Hook):
         self._gauge.pause()
 
 
-def prepared_green(data: Path, model: str, *, n_steps: int, batch_size: int) -> Prepared:
-    """A job whose method and rho `measure_speed` changes."""
-    spec = JobSpec(
-        model=model,
-        training_file="train.jsonl",
-        training=TrainingOptions(n_epochs=50, max_steps=n_steps, batch_size=batch_size),
-        green=GreenOptions(method="green", rho=RHOS[0]),
-    )
-    return prepare(
-        spec,
-        training_path=data / "train.jsonl",
-        models={model: model if Path(model).is_dir() else None},
-        cache=Settings().home.expanduser() / "models",
-    )
-
-
-def measure_speed(prepared: Prepared, *, n_rounds: int) -> list[Speed]:
-    """Full first; rhos that the model and data do not allow are left out. The model is as before
-    afterwards.
+def prepared_all(task: Task) -> dict[Contender, Prepared]:
+    """Each contender's long job, with a model of its own; those whose rho the model and data do not
+    allow are left out.
     """
-    contenders = [FULL, *(Contender(method="green", rho=rho) for rho in RHOS)]
-    contenders = [c for c in contenders if c == FULL or float(c.rho or 0) >= prepared.rho_min]
-    base = weights_of(prepared)
+    found = {}
+    for contender in CONTENDERS:
+        with suppress(RhoInfeasible):
+            # of a short job, measuring importance would take a good part of rho
+            prepared = prepared_for(task, contender, n_steps=JOBS[-1], rate=None, seed=0)
+            # nothing but steps is timed
+            found[contender] = dataclasses.replace(prepared, validation_data=None, exam=None)
+    return found
+
+
+def measure_speed(
+    prepared: Mapping[Contender, Prepared], *, n_rounds: int, n_steps: int
+) -> list[Speed]:
+    """Of each job's first ``n_steps`` steps. Full first. The models are as before afterwards, on
+    the CPU.
+    """
+    base = {contender: weights_of(one) for contender, one in prepared.items()}
     rounds: list[list[_Round]] = []
     for _ in range(n_rounds):
         done = []
-        for contender in contenders:
-            done.append(_round(prepared, contender))
-            restore(prepared, base)
+        for contender, one in prepared.items():
+            done.append(_round(one, contender, n_steps))
+            # whose turn it is has the card's memory for itself
+            one.loaded.model.to("cpu")
+            restore(one, base[contender])
         rounds.append(done)
     return [
         _speed(contender, [done[at] for done in rounds], [done[0] for done in rounds])
-        for at, contender in enumerate(contenders)
+        for at, contender in enumerate(prepared)
     ]
 
 
-def _round(prepared: Prepared, contender: Contender) -> _Round:
+def _round(prepared: Prepared, contender: Contender, n_steps: int) -> _Round:
     rho = contender.rho if isinstance(contender.rho, float) else 1.0
-    green = dataclasses.replace(prepared.spec.green, method=contender.method, rho=rho)
-    job = dataclasses.replace(prepared, spec=dataclasses.replace(prepared.spec, green=green))
     with Gauge(sources=()) as gauge:
         watch = _Watch(gauge)
-        train(job, rho=lambda _step: rho, hooks=[watch])
+
+        def control() -> Control:
+            return Control.STOP if len(watch.steps) == n_steps else Control.CONTINUE
+
+        train(prepared, rho=lambda _step: rho, hooks=[watch], control=control)
     first, last = watch.steps[_WARM_UP - 1], watch.steps[-1]
     timed = watch.steps[_WARM_UP:]
     selection_flops = last.selection_flops - first.selection_flops

@@ -65,7 +65,7 @@ class Gauge:
     def resume(self) -> None:
         assert not self._is_counting, "it counts already"
         self._meter.sample()
-        _reset_peak()
+        reset_peak()
         self._is_counting = True
         self._since = (time.perf_counter(), time.process_time())
 
@@ -131,7 +131,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
+    """`peak_bytes` counts from here on."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return

@@ -4,7 +4,8 @@
 
 - FLOPs: of the paper's models, measured (`paper_flops`), beside the paper's own numbers.
 - Quality: every method on a model that is at hand, the same steps on the same data. FOLDER holds
-  train.jsonl and validation.jsonl. One process a run, so that peak memory is the run's own.
+  train.jsonl and validation.jsonl. One process a run, so that peak memory is the run's own; --jobs
+  of them at a time, and then seconds are taken from --speeds, what `gpu.py` measured alone.
 
 Every run leaves a JSON file under --runs; what is there is not run again, a run that was stopped
 goes on from its checkpoint, and the page is written from whatever is there. The base model answers
@@ -17,16 +18,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,7 +50,8 @@ from paper_flops import (  # beside this file
     measure_sizes,
 )
 
-from benchmarks.measure import machine, mean_text, peak_bytes, table
+from benchmarks.measure import machine, mean_text, peak_bytes, reset_peak, table
+from benchmarks.processes import run_all
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
 from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
@@ -62,8 +64,6 @@ from worker.prepare import Prepared, prepare, train
 ROUGES: Final = ("rouge1", "rouge2", "rougeL")
 #: of the base model's loss and answers
 BEFORE: Final = "before.json"
-#: the run that trains nothing
-_NOBODY: Final = {"method": None}
 #: SciTLDR, OPT-2.7B: R1/R2/RL of full, last 2, prefix, LoRA, green .5, green .7
 PAPER_ROUGE: Final = {
     "full": "32.9/14.9/27.1",
@@ -78,18 +78,15 @@ PAPER_ROUGE: Final = {
 def main() -> int:
     arguments = _arguments()
     transformers.utils.logging.set_verbosity_error()
-    if arguments.one is not None:
-        return _run_one(arguments, json.loads(arguments.one))
     folder = arguments.runs / _digest(arguments)
     flops = _cached(arguments.runs / f"flops-{torch.__version__}.json", measure_paper)
     sizes = _cached(arguments.runs / f"sizes-{torch.__version__}.json", measure_sizes)
-    if arguments.data is not None:
-        _run_missing(arguments, folder)
+    failed = [] if arguments.data is None else _run_missing(arguments, folder)
     before = json.loads((folder / BEFORE).read_text()) if (folder / BEFORE).exists() else None
     page = _page(arguments, flops, sizes, _found(folder), before)
     arguments.out.write_text(page, encoding="utf-8")
     print(f"wrote {arguments.out}")
-    return 0
+    return int(bool(failed))
 
 
 def _arguments() -> argparse.Namespace:
@@ -105,11 +102,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--at-most", type=int, default=1000, help="new runs in this call")
     parser.add_argument("--runs", type=Path, default=Path(".paper-tables"), help="results' cache")
     parser.add_argument("--out", type=Path, default=Path("docs/results.md"))
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--speeds", type=Path, help="gpu.py's JSON, for seconds of a step")
     return parser.parse_args()
 
 
 # ---- quality: one process a run
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    contender: Contender
+    seed: int
+
+
+#: the run that trains nothing
+NOBODY: Final = Run(Contender(method="none"), 0)
 
 
 class StepClock(Hook):
@@ -127,47 +135,46 @@ class StepClock(Hook):
         return statistics.median(b - a for a, b in itertools.pairwise(self._done_s.values()))
 
 
-def _run_missing(arguments: argparse.Namespace, folder: Path) -> None:
+def _run_missing(arguments: argparse.Namespace, folder: Path) -> list[Run]:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     lines = (arguments.data / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     held_out = "\n".join(lines[: arguments.validation]) + "\n"
     (folder / "data" / "validation.jsonl").write_text(held_out, encoding="utf-8")
     wanted = [
-        (contender, seed)
+        Run(contender, seed)
         for seed in arguments.seeds
         for contender in dict.fromkeys((*MAIN, *GREEN, *ABLATION))
         if arguments.only is None or contender.label in arguments.only
     ]
-    missing = [(c, seed) for c, seed in wanted if not _file(folder, c, seed).exists()]
+    missing = [run for run in wanted if not _file(folder, run.contender, run.seed).exists()]
     if not (folder / BEFORE).exists():
-        _start_one(dict(_NOBODY))
-    for at, (contender, seed) in enumerate(missing[: arguments.at_most]):
-        print(f"{at + 1}/{len(missing)}: {contender.label}, seed {seed}", flush=True)
-        _start_one({**asdict(contender), "seed": seed})
+        missing.insert(0, NOBODY)
+    return run_all(
+        lambda: missing,
+        functools.partial(_run_one, arguments),
+        n_jobs=arguments.jobs,
+        at_most=arguments.at_most,
+    )
 
 
-def _start_one(one: Mapping[str, Any]) -> None:
-    command = [sys.executable, __file__, *sys.argv[1:], "--one", json.dumps(one)]
-    subprocess.run(command, check=True)
-
-
-def _run_one(arguments: argparse.Namespace, one: Mapping[str, Any]) -> int:
+def _run_one(arguments: argparse.Namespace, run: Run) -> None:
+    transformers.utils.logging.set_verbosity_error()
     folder = arguments.runs / _digest(arguments)
-    if one == _NOBODY:
+    if run == NOBODY:
         base = _prepared(arguments, FULL, seed=0)
         (folder / BEFORE).write_text(json.dumps(_judged(base), indent=1))
-        return 0
-    seed = int(one["seed"])
-    contender = Contender(**{key: value for key, value in one.items() if key != "seed"})
+        return
+    contender, seed = run.contender, run.seed
     target = _file(folder, contender, seed)
     checkpoints = target.with_suffix("")
     try:
         prepared = _prepared(arguments, contender, seed=seed, checkpoints=checkpoints)
     except RhoInfeasible as error:
         target.write_text(json.dumps({"rho_min": error.rho_min}))
-        return 0
+        return
     rho = contender.rho or prepared.rho_min
     clock = StepClock()
+    reset_peak()
     result = train(
         # judged afterwards, which is outside its clock
         dataclasses.replace(prepared, validation_data=None, exam=None),
@@ -183,12 +190,14 @@ def _run_one(arguments: argparse.Namespace, one: Mapping[str, Any]) -> int:
         "flops_share": result.flops_share,
         "selection_share": result.selection_flops / result.flops,
         "step_s": clock.median_s(result),
+        "jobs": arguments.jobs,
         "peak_bytes": trained_peak_bytes,
         "machine": machine(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
     target.write_text(json.dumps(found, indent=1))
     shutil.rmtree(checkpoints, ignore_errors=True)
-    return 0
 
 
 def _prepared(
@@ -340,6 +349,7 @@ def _quality_part(
     first = next((one for each in runs.values() for one in each if "flops" in one), None)
     if first is None or before is None:
         return ["## Quality", "No runs yet."]
+    speeds = {} if arguments.speeds is None else json.loads(arguments.speeds.read_text())
     scores = "/".join(f"{before[name]:.1f}" for name in ROUGES)
     intro = (
         f"{Path(arguments.model).name} on {arguments.data.name if arguments.data else 'data'}, "
@@ -347,23 +357,30 @@ def _quality_part(
         f"{arguments.validation} held-out examples for loss and {arguments.questions} for ROUGE "
         f"(greedy). Before training: loss {before['validation_loss']:.3f}, ROUGE {scores}. "
         "Mean ± standard deviation over the seeds; FLOPs share to full fine-tuning of the same "
-        f"steps, selection included; s/step: median CPU seconds of a step. Machine: "
-        f"{first['machine']}."
+        f"steps, selection included; s/step: {_seconds_of(first)}. Machine: "
+        f"{first['machine']}, torch {first['torch']}, transformers {first['transformers']}."
     )
     return [
         "## Quality",
         intro,
-        _runs_table(MAIN, runs, paper=PAPER_ROUGE),
+        _runs_table(MAIN, runs, speeds, paper=PAPER_ROUGE),
         "### Rho",
-        _runs_table((FULL, *GREEN), runs),
+        _runs_table((FULL, *GREEN), runs, speeds),
         "### What tensors are ranked by",
-        _runs_table(ABLATION, runs),
+        _runs_table(ABLATION, runs, speeds),
     ]
+
+
+def _seconds_of(run: Mapping[str, Any]) -> str:
+    if run["jobs"] > 1:
+        return "of a step that had the card for itself (`gpu.py`)"
+    return "median CPU seconds of a step"
 
 
 def _runs_table(
     contenders: Sequence[Contender],
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    speeds: Mapping[str, float],
     *,
     paper: Mapping[str, str] | None = None,
 ) -> str:
@@ -384,7 +401,7 @@ def _runs_table(
         row += [
             mean_text(found, "flops_share", ".3f"),
             mean_text(found, "selection_share", ".4f"),
-            mean_text(found, "step_s", ".3f"),
+            _seconds_text(contender, found, speeds),
             mean_text([{"gb": each["peak_bytes"] / 1e9} for each in found], "gb", ".2f"),
             mean_text(found, "validation_loss", ".3f"),
             *(mean_text(found, name, ".1f") for name in ROUGES),
@@ -392,6 +409,15 @@ def _runs_table(
         rows.append(row if paper is None else [*row, paper.get(contender.label, "")])
     absent = ", ".join(c.label for c in contenders if not runs[c.label])
     return table(head, rows) + (f"\n\nNo runs yet: {absent}." if absent else "")
+
+
+def _seconds_text(
+    contender: Contender, found: Sequence[Mapping[str, Any]], speeds: Mapping[str, float]
+) -> str:
+    """Runs side by side say nothing of what a step takes."""
+    if any(run["jobs"] > 1 for run in found):
+        return f"{speeds[contender.label]:.3f}" if contender.label in speeds else ""
+    return mean_text(found, "step_s", ".3f")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from core.training.flops import profile
 from core.training.importance import CrossedGain, sum_over_gradients
 from core.training.methods import adapters_of
 from core.training.optimiser import adamw_update, chosen
-from core.training.ranking import worth
+from core.training.ranking import rank
 from core.training.selector import select
 from core.training_options import is_number
 
@@ -181,7 +181,8 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             for group, names in self._groups.items()
         }
         grouped = self._profile.grouped(self._groups)
-        found = select(grouped, worth(drops, moved), self.rho * full_flops)
+        budget_flops = self.rho * full_flops
+        found = select(grouped, rank(grouped, drops, moved, budget_flops), budget_flops)
         names = tuple(name for group in found.names for name in self._groups[group])
         self._train_only(model, names)
         selected = Selected(

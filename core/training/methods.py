@@ -30,7 +30,7 @@ from core.training.interval import (
     select_over,
 )
 from core.training.quality import QualityCurve, quality_curve
-from core.training.ranking import worth
+from core.training.ranking import rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -300,7 +300,9 @@ def _chosen(point: SelectionPoint, is_efficient: bool) -> Choice:
         best = select_efficient(profile, importance, budget_flops, spared, point.rate)
         ratio = full_ratio(profile, importance, best, spared, point.rate)
         budget_flops = best.flops
-    ranked = worth(importance, point.elements) if point.elements else importance
+    ranked = importance
+    if point.elements:
+        ranked = rank(profile, importance, point.elements, budget_flops, spared)
     found = select_over(profile, ranked, budget_flops, spared)
     asked = found.flops / full_flops if is_efficient else point.rho
     rate_rho = min(asked + spared.of(found.names) / full_flops, 1.0)

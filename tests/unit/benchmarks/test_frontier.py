@@ -300,6 +300,26 @@ def test_end_to_end_one_process_a_run_and_what_is_there_is_not_run_again(
     assert all(plot.name in page for plot in plots)
 
 
+def test_budgets_may_be_seconds_of_another_machine(data, tiny_model, tmp_path):
+    paces = tmp_path / "paces"
+    paces.mkdir()
+    pace = {"step_s": 3.0, "selection_s": 1.0, "machine": "a slow one"}
+    (paces / "calibration-full.json").write_text(json.dumps(pace))
+    words = [
+        "--data", str(data), "--model", str(tiny_model), "--runs", str(tmp_path / "runs"),
+        "--out", str(tmp_path / "page.md"), "--reference-steps", "2", "--validation", "8",
+        "--questions", "0", "--budgets", "1", "--sweep-budget", "1", "--only", "full",
+        "--paces", str(paces), "--jobs", "2",
+    ]  # fmt: skip
+    assert frontier.main(words) == 0
+    rows = [json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/full-*.json")]
+    assert len(rows) >= 3
+    # 6 seconds there: one selection and a step
+    assert {(row["n_steps"], row["paced_s"]) for row in rows} == {(1, 4.0)}
+    page = (tmp_path / "page.md").read_text()
+    assert "Seconds are those of a slow one" in page
+
+
 def test_an_unknown_contender_is_refused(capsys):
     with pytest.raises(SystemExit):
         frontier.main(["--only", "fulll"])

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.budget_run import Contender, Task, prepared_for
 from benchmarks.gpu_checks import flops_error, resume_difference, weights_of
-from benchmarks.gpu_speed import prepared_green
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_runs_end_to_end_and_shows_what_there_was_no_time_for(
     assert gpu.main(words) == 0
     page = (tmp_path / "gpu.md").read_text()
     assert "| full | 1.000 |" in page
-    assert "| green 0.5 |" in page
+    assert all(f"| {label} |" in page for label in ("green 0.5", "lora", "prefix"))
     assert "MFU (measured)" in page
     assert "the same bits in all 20 tensors" in page
 
@@ -40,7 +40,8 @@ def test_says_that_there_is_no_cuda_device(capsys):
 
 
 def test_checks_leave_the_model_as_it_was(data, tiny_model):
-    prepared = prepared_green(data, str(tiny_model), n_steps=4, batch_size=4)
+    task = Task(model=str(tiny_model), data=data, batch_size=4, n_questions=0)
+    prepared = prepared_for(task, Contender(method="green", rho=0.7), n_steps=4, rate=None, seed=0)
     before = weights_of(prepared)
     names = list(before)
     assert flops_error(prepared, names[-3:]) == pytest.approx(0.0, abs=1e-9)
