@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -13,9 +14,10 @@ from core.training.hooks import Hook, StartRecord
 from core.training.horizon import choose
 from core.training.importance import needs_probes
 from core.training.job import FitJob
-from core.training.memory import MemoryEstimate, estimate
+from core.training.memory import MemoryEstimate, estimate, workspace_bytes
 from core.training.pricing import Shape
 from core.training.probing import probe_batches
+from core.training.step import LossStep
 from core.units import bytes_to_gib
 
 #: the estimate was within 10 % of what torch gave out, and its selection is a guess
@@ -23,9 +25,9 @@ _CERTAIN: Final = 1.2
 
 
 def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate | None:
-    """Memory of ``job`` with what its method would select at ``rho`` if every parameter were as
-    important as any other: nothing is measured yet. Stored prefix rows are left out, since they
-    take only what is free.
+    """Memory of ``job`` with what its method would select at ``rho`` if the loss were as steep in
+    every tensor: nothing is measured yet. Stored prefix rows are left out, since they take only
+    what is free.
 
     Args:
         job: its model on the CPU, not yet run.
@@ -34,16 +36,17 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
     Returns None where it cannot be told: routing among experts, a rho below the minimum.
     """
     candidates = {
-        name: float(parameter.numel())
+        name: math.sqrt(parameter.numel())
         for name, parameter in job.model.named_parameters()
         if parameter.requires_grad and name in set(job.profile.trainable)
     }
+    reselects = job.course.longest(0) < job.course.total_steps
     probe: Shape | None = None
 
     def measure() -> Mapping[str, float]:
         nonlocal probe
         if needs_probes(job.importance):
-            probe = _rows_of(largest, max(len(b["labels"]) for b in probe_batches(job, 0)))
+            probe = _largest_probe(job, largest, reselects=reselects)
         return candidates
 
     try:
@@ -66,6 +69,8 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             accumulates=job.training.gradient_accumulation > 1,
             probe=probe,
             candidates=candidates,
+            reselects=reselects,
+            libraries_bytes=workspace_bytes(job.numerics.device),
         )
     except (ModelUnsupported, RhoInfeasible):
         return None
@@ -112,7 +117,12 @@ def device_bytes(device: torch.device) -> int | None:
     return int(psutil.virtual_memory().total) if device.type == "cpu" else None
 
 
-def _rows_of(shape: Shape, n_rows: int) -> Shape:
-    """The shape of ``n_rows`` of a batch's samples."""
-    B, T, U, N = shape
-    return n_rows, T, U, -(-N * n_rows // B)
+def _largest_probe(job: FitJob, largest: Shape, *, reselects: bool) -> Shape:
+    """Of the first selection's, or where others follow, of as many rows of the largest batch."""
+    drawn = probe_batches(job, 0)
+    if reselects:
+        B, T, U, N = largest
+        n_rows = max(len(batch["labels"]) for batch in drawn)
+        return n_rows, T, U, -(-N * n_rows // B)
+    step = LossStep(job.model)
+    return max((step.inputs(batch).shape for batch in drawn), key=job.prices.forward)

@@ -6,8 +6,8 @@ requiring a gradient, under the same autocast and attention kernels as the real 
 storage that comes and goes is counted. What follows from token ids alone (positions, masks) is
 computed for real, so that models take the same way through their code.
 
-Kernels are the CPU's. Not counted: what a kernel allocates for itself, an allocator's slack, and
-the libraries' own memory.
+Kernels are the CPU's. Not counted: what a kernel allocates for itself and an allocator's slack; of
+the libraries' own memory only cuBLAS's workspaces, which torch's allocator gives out.
 """
 
 from __future__ import annotations
@@ -31,6 +31,12 @@ from core.training.step import LossStep, StepInputs
 
 #: AdamW's first and second moment
 _MOMENTS = 2
+#: of cuBLAS for each thread that multiplies: of the forward pass, and of the backward pass. torch's
+#: defaults (CUBLAS_WORKSPACE_CONFIG): 8 of 4 MiB from Hopper on; before it 2 of 4 MiB, 8 of 16 KiB
+_MULTIPLYING_THREADS = 2
+_HOPPER = 9
+_HOPPER_WORKSPACE_BYTES = 8 * 4096 * 1024
+_WORKSPACE_BYTES = (2 * 4096 + 8 * 16) * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,10 @@ class MemoryEstimate:
     selection_bytes: int
     #: hidden states stored below what is trained
     prefix_rows_bytes: int = 0
+    #: whether importance is measured again once there are moments
+    reselects: bool = True
+    #: what the libraries that multiply keep for themselves
+    libraries_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -66,11 +76,26 @@ class MemoryEstimate:
     @property
     def selecting_bytes(self) -> int:
         """All that is there at the high water of measuring importance; 0: nothing is measured."""
-        return self.selection_bytes and self._lasting_bytes + self.selection_bytes
+        if not self.selection_bytes:
+            return 0
+        before = self._lasting_bytes
+        if not self.reselects:
+            before -= self.moments_bytes + self.prefix_rows_bytes
+        return before + self.selection_bytes
 
     @property
     def _lasting_bytes(self) -> int:
-        return self.weights_bytes + self.moments_bytes + self.prefix_rows_bytes
+        kept = self.weights_bytes + self.moments_bytes + self.prefix_rows_bytes
+        return kept + self.libraries_bytes
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """What cuBLAS takes on a card; 0 on the CPU."""
+    if device.type != "cuda":
+        return 0
+    major, _ = torch.cuda.get_device_capability(device)
+    each = _HOPPER_WORKSPACE_BYTES if major >= _HOPPER else _WORKSPACE_BYTES
+    return _MULTIPLYING_THREADS * each
 
 
 def estimate(
@@ -84,6 +109,8 @@ def estimate(
     probe: Shape | None = None,
     candidates: Collection[str] = (),
     prefix_rows_bytes: int = 0,
+    reselects: bool = True,
+    libraries_bytes: int = 0,
 ) -> MemoryEstimate:
     """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
 
@@ -94,6 +121,8 @@ def estimate(
         accumulates: several micro-batches make a step, so gradients lie there while another runs.
         probe: of the batch that importance of ``candidates`` is measured on; None: it is not.
         prefix_rows_bytes: what stored rows may take of the memory.
+        reselects: whether importance is measured again after the first step.
+        libraries_bytes: of the device's, as `workspace_bytes`.
 
     Raises:
         ModelUnsupported: the model cannot run without its data.
@@ -124,6 +153,8 @@ def estimate(
         step_bytes=step.peak_bytes,
         selection_bytes=0 if selection is None else selection.peak_bytes,
         prefix_rows_bytes=prefix_rows_bytes,
+        reselects=reselects,
+        libraries_bytes=libraries_bytes,
     )
 
 

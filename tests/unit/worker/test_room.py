@@ -8,9 +8,12 @@ import torch
 from core.errors import OutOfMemory
 from core.spec import GreenOptions, JobSpec, TrainingOptions
 from core.training.hooks import Hook, StartRecord
-from core.training.memory import estimate
+from core.training.job import FitJob
+from core.training.memory import MemoryEstimate, estimate, workspace_bytes
+from core.training.numerics import choose_numerics
+from core.training.probing import probe_batches
 from worker.prepare import prepare, train
-from worker.room import RoomHook, device_bytes
+from worker.room import RoomHook, device_bytes, expected_memory
 
 GIB = 2**30
 
@@ -102,6 +105,53 @@ def test_a_smaller_share_and_checkpointing_need_less(tiny_model, tmp_path):
         train(prepared, rho=lambda _, rho=rho: rho, hooks=[started], device="cpu", memory_rho=rho)
         needed.append(started.record.memory_estimate_bytes)
     assert needed == sorted(set(needed), reverse=True)
+
+
+def _expected(prepared, rho, device="cpu"):
+    green = prepared.spec.green
+    job = FitJob(
+        model=prepared.loaded.model,
+        feed=prepared.feed(),
+        validation=[],
+        method=prepared.method,
+        rho=lambda _step: rho,
+        prices=prepared.prices,
+        profile=prepared.profile,
+        training=prepared.training,
+        seed=0,
+        numerics=choose_numerics(device, prepared.training.precision),
+        fingerprint="",
+        importance=green.importance,
+    )
+    return job, expected_memory(job, prepared.largest, rho)
+
+
+def test_a_single_selection_is_told_by_its_own_probes_and_without_moments(tiny_model, tmp_path):
+    job, once = _expected(_prepare(tiny_model, tmp_path), 0.7)
+    probes = probe_batches(job, 0)
+    longest = max(batch["labels"].shape[1] for batch in probes)
+    assert longest < _prepare(tiny_model, tmp_path).largest[1], "the case is not met"
+    assert once.selecting_bytes == once.weights_bytes + once.selection_bytes
+
+    _, often = _expected(_prepare(tiny_model, tmp_path, selection_interval=0.4), 0.7)
+    # later probes may be of the largest batch, and moments are there by then
+    assert often.selection_bytes > once.selection_bytes
+    lasting = often.weights_bytes + often.moments_bytes
+    assert often.selecting_bytes == lasting + often.selection_bytes
+
+
+@pytest.mark.parametrize(("capability", "mebibytes"), [((8, 0), 2 * 8.125), ((9, 0), 2 * 32)])
+def test_on_a_card_workspaces_of_the_library_that_multiplies_count(
+    capability, mebibytes, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    assert workspace_bytes(torch.device("cuda")) == mebibytes * 2**20
+    assert workspace_bytes(torch.device("cpu")) == 0
+    shape = MemoryEstimate(
+        weights_bytes=1, gradients_bytes=1, moments_bytes=2, activations_bytes=1, logits_bytes=1,
+        step_bytes=3, selection_bytes=9, reselects=False, libraries_bytes=100,
+    )  # fmt: skip
+    assert (shape.training_bytes, shape.selecting_bytes) == (106, 110)
 
 
 def test_what_cannot_fit_ends_before_it_trains(tiny_model, tmp_path):
