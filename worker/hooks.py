@@ -272,8 +272,7 @@ class ProgressHook(Hook):
         self._scribe.progress(self._progress, None)
         if result.outcome == "finished":
             # a checkpoint knows of attempts whose release did not store this
-            names = (f.name for f in fields(HeldOutRecord))
-            self._keep(**{name: getattr(result, name) for name in names})
+            self._keep(**asdict(held_out_of(result)))
 
     def _keep(self, **changes: Any) -> None:
         kept = replace(self._held_out, **changes)
@@ -291,6 +290,12 @@ class ProgressHook(Hook):
             self._step_s += _SMOOTHING * (record.duration_s - self._step_s)
             self._tokens_per_s += _SMOOTHING * (tokens_per_s - self._tokens_per_s)
         self._tokens_before = record.tokens
+
+
+def held_out_of(result: FitResult) -> HeldOutRecord:
+    """What a run's model was before and is now on held-out data."""
+    names = (each.name for each in fields(HeldOutRecord))
+    return HeldOutRecord(**{name: getattr(result, name) for name in names})
 
 
 def _is_sayable(value: object) -> bool:

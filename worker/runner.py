@@ -47,7 +47,7 @@ from worker.drafting import Task
 from worker.ending import Ending, ending_of
 from worker.energy import EnergyLog
 from worker.hardware import hardware_and_device
-from worker.hooks import Interrupted, ProgressHook, Scribe, Steering
+from worker.hooks import Interrupted, ProgressHook, Scribe, Steering, held_out_of
 from worker.inputs import fetch_data
 from worker.overheads import OverheadHook
 from worker.pilot import Pilot
@@ -374,6 +374,8 @@ class Training:
         kept = None if pilot is None else pilot.settle(result)
         if kept is None:
             raise Interrupted
+        # what was last measured may have been another step's model
+        self._scribe.held_out(held_out_of(kept))
         return kept
 
     def _smaller(self, training: TrainingOptions, error: OutOfMemory) -> TrainingOptions:

@@ -78,6 +78,19 @@ class TrainState:
     scores: dict[str, float] | None = None
     asked_at: int | None = None
 
+    @property
+    def loss_now(self) -> float | None:
+        """Validation loss of the weights as they are; None: not known."""
+        return self.validation_loss if self.validated_at == self.step else None
+
+    @property
+    def token_accuracy_now(self) -> float | None:
+        return self.validation_token_accuracy if self.validated_at == self.step else None
+
+    @property
+    def scores_now(self) -> dict[str, float] | None:
+        return self.scores if self.asked_at == self.step else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:

@@ -201,11 +201,10 @@ class CheckpointRecord:
     folder: Path
     #: at an epoch's or the job's end, as opposed to one taken against loss of work
     is_milestone: bool
-    #: of the last step, and of the last validation if there was one
     train_loss: float | None
+    #: of these weights; None: not validated, not evaluated at this step
     validation_loss: float | None
     validation_token_accuracy: float | None
-    #: of the last evaluation, if there was one
     scores: Mapping[str, float] | None = None
 
 
@@ -218,7 +217,7 @@ class FitResult:
     total_steps: int
     epoch: float
     train_loss: float | None
-    #: before any training, and after the last step
+    #: before any training, and of the weights as they are; None: not measured at this step
     first_validation_loss: float | None
     validation_loss: float | None
     validation_token_accuracy: float | None
@@ -231,7 +230,7 @@ class FitResult:
     tokens: int
     #: seconds inside steps, selections included
     train_duration_s: float
-    #: of the model's own answers before any training, and after the last step
+    #: of the model's own answers, likewise
     first_scores: Mapping[str, float] | None = None
     scores: Mapping[str, float] | None = None
 

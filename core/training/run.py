@@ -311,9 +311,9 @@ class Run:
                 folder=folder,
                 is_milestone=self._is_milestone,
                 train_loss=self._state.train_loss,
-                validation_loss=self._state.validation_loss,
-                validation_token_accuracy=self._state.validation_token_accuracy,
-                scores=self._state.scores,
+                validation_loss=self._state.loss_now,
+                validation_token_accuracy=self._state.token_accuracy_now,
+                scores=self._state.scores_now,
             ),
         )
         prune_checkpoints(self._folder, self._keep)

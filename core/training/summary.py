@@ -116,8 +116,8 @@ def fit_result(job: FitJob, state: TrainState, outcome: Outcome, *, epoch: float
         epoch=epoch,
         train_loss=state.train_loss,
         first_validation_loss=state.first_validation_loss,
-        validation_loss=state.validation_loss,
-        validation_token_accuracy=state.validation_token_accuracy,
+        validation_loss=state.loss_now,
+        validation_token_accuracy=state.token_accuracy_now,
         trained_names=state.ever_trained,
         flops=state.flops,
         full_flops=state.full_flops,
@@ -126,5 +126,5 @@ def fit_result(job: FitJob, state: TrainState, outcome: Outcome, *, epoch: float
         tokens=state.tokens,
         train_duration_s=state.train_duration_s,
         first_scores=state.first_scores,
-        scores=state.scores,
+        scores=state.scores_now,
     )

@@ -19,6 +19,7 @@ from core.jobs import service, store
 from core.jobs.lifecycle import Status
 from core.jobs.records import Claim, CostRecord, JobRecord
 from core.objects.folders import get_folder
+from core.spec import EvalOptions
 from core.training.hooks import Hook, StepRecord
 from tests.integration.worker.conftest import TENANT
 from tests.integration.worker.test_runner import Desk
@@ -241,6 +242,31 @@ def test_a_spent_budget(make: Make, chat_lines: Callable[[int], bytes], on_budge
             service.resume(session, tenant=TENANT, job_id=job_id, now=desk.clock.now)
         again = desk.carry_out(job_id)
         assert (again.status, again.progress.step) == (Status.PAUSED, 3), "the budget is the job's"
+
+
+def test_a_model_that_a_budget_left_is_not_told_with_scores_of_another_step(
+    make: Make, chat_lines: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    desk = make("cccc", step_s=1)
+    desk.surprises = {9: 2e9}  # in the middle of the second epoch of six steps
+    wishes = {"carbon_budget_g": 20_000.0, "on_budget": "stop_and_save"}
+    job_id = desk.submit(
+        chat_lines(24),
+        validation=chat_lines(4),
+        evaluation=EvalOptions(metrics=("rougeL",), max_new_tokens=2),
+        green=wishes,
+        n_epochs=2,
+    )
+    job = desk.carry_out(job_id)
+    assert (job.status, job.progress.step) == (Status.SUCCEEDED, 9)
+    held_out = job.held_out
+    assert held_out is not None
+    assert held_out.first_validation_loss is not None
+    assert held_out.first_scores is not None
+    assert (held_out.validation_loss, held_out.scores) == (None, None)
+    desk.weights(job, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "before and after" not in card
 
 
 def test_an_unreachable_deadline_is_told_before_training_and_the_job_goes_on(
