@@ -66,8 +66,9 @@ def data_set(cache: Cache, out: Path, *, sweep_budget: float) -> list[str]:
     if not found.rows:
         return []
     links = []
-    plotted = dict(list(_PLOTTED.items())[:1]) if cache.settings.paced_by else _PLOTTED
-    for key, label in plotted.items():
+    for key, label in _PLOTTED.items():
+        if key == _JOULES and cache.settings.paced_by:
+            continue  # another machine's than the seconds
         plot = out.with_name(
             f"{out.stem}-{cache.settings.data}-{cache.folder.name[:4]}-{label.split()[0]}.svg"
         )
@@ -340,7 +341,8 @@ def _paces(found: Found) -> str:
     return f"{table(head, rows)}\n\n{note}"
 
 
-_PLOTTED: Final = {"seconds": "seconds of training", "energy_j": "joules of training"}
+_JOULES: Final = "energy_j"
+_PLOTTED: Final = {"seconds": "seconds of training", _JOULES: "joules of training"}
 
 
 def _plot(found: Found, key: str, label: str) -> str:

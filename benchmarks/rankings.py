@@ -1,7 +1,7 @@
 """What tensors may be ranked by, at one share: losses that runs end with, and the sets they train.
 
     python benchmarks/rankings.py [--data FOLDER] [--rho 0.5] [--steps 96] [--seeds 0 1]
-                                  [--by 0 0.45 0.5 random equal] [--lowest 16 18 20] [--out FILE]
+                                  [--by default 0 0.5 random equal] [--lowest 16 18 20] [--out FILE]
 
 FOLDER holds train.jsonl and validation.jsonl (default: the demo's docstring pairs, built here).
 Every run starts from the same weights, trains on the same batches in the same order, selects once
@@ -9,8 +9,9 @@ at its beginning, and ends with the held-out loss. Its steps cost at most --rho 
 fine-tuning's; measuring importance is not charged, so that rankings alone differ. Peak rate by the
 rule for rho, linear schedule, precision as training chooses it.
 
-- ``--by X``: the expected drop over the elements to the power of X (0: the paper's criterion);
-  ``random``: chances by seed and name; ``equal``: every tensor is worth the same.
+- ``--by X``: the expected drop over the elements to the power of X (0: the paper's criterion), of
+  all tensors; ``default``: what a job does, which leaves out those too far away; ``random``:
+  chances by seed and name; ``equal``: every tensor is worth the same.
 - ``--lowest N``: by the drop, with block N (counted from the input) as the lowest.
 """
 
@@ -37,12 +38,13 @@ from benchmarks.data import docstrings_unless
 from benchmarks.lab import Lab
 from benchmarks.measure import machine, mean_text, table
 from core.settings import DEMO_MODEL
+from core.training import ranking
 from core.training.blocks import blocks_from_the_loss
 from core.training.schedule import schedule_factor
 from core.training.selector import select
 
 WARM_UP: Final = 0.1
-_RANDOM, _EQUAL = "random", "equal"
+_DEFAULT, _RANDOM, _EQUAL = "default", "random", "equal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,12 +121,14 @@ def endings(task: Task, arguments: argparse.Namespace, seed: int) -> list[Ending
     base = lab.weights()
     drops = lab.importance(lab.optimiser(), 0, arguments.steps)
     blocks = blocks_from_the_loss(prepared.profile)
-    worths = {
-        by if by in (_RANDOM, _EQUAL) else f"drop / elements^{by}": rank(
-            by, drops, lab.elements, seed
-        )
-        for by in arguments.by
-    }
+    budget_flops = arguments.rho * prepared.profile.full_flops
+    worths: dict[str, Mapping[str, float]] = {}
+    for by in arguments.by:
+        if by == _DEFAULT:
+            worths[by] = ranking.rank(prepared.profile, drops, lab.elements, budget_flops)
+        else:
+            label = by if by in (_RANDOM, _EQUAL) else f"drop / elements^{by}"
+            worths[label] = rank(by, drops, lab.elements, seed)
     for block in arguments.lowest:
         worths[f"drop, lowest block {block}"] = reach_down_to(block, drops, blocks)
     found = []
@@ -195,7 +199,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--held-out", type=int, default=25, help="batches")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--by", nargs="+", default=["0", "0.45", "0.5", _RANDOM, _EQUAL])
+    parser.add_argument("--by", nargs="+", default=[_DEFAULT, "0", "0.5", _RANDOM, _EQUAL])
     parser.add_argument("--lowest", type=int, nargs="+", default=[], help="blocks from the input")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     return parser.parse_args()

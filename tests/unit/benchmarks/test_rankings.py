@@ -10,7 +10,7 @@ from benchmarks.rankings import endings, page, rank, reach_down_to
 
 SETTINGS = argparse.Namespace(
     model="tiny", data=Path("sums"), rho=0.85, steps=6, batch_size=4, held_out=2, seeds=[0],
-    by=["0", "0.5", "random", "equal"], lowest=[0],
+    by=["0", "0.5", "random", "equal", "default"], lowest=[0],
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ def found(tmp_path_factory, chat_lines, tiny_model):
 
 def test_nobody_predicts_more_than_the_ranking_by_drops(found):
     by_label = {each.label: each for each in found}
-    assert len(by_label) == 5
+    assert len(by_label) == 6
     by_drop = by_label["drop / elements^0"]
     assert all(each.drop <= by_drop.drop * (1 + 1e-9) for each in found)
     assert by_label["drop, lowest block 0"].lowest == 0
