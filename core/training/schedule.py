@@ -22,7 +22,7 @@ from core.training_options import Schedule
 
 #: shares, rising, and the logarithms of their peak rates
 _RULE: Final = ((0.4, 0.5, 0.7, 1.0), np.log([5e-4, 3e-4, 2e-4, 1e-4]))
-_OWN_PEAKS = {"lora": 2e-3, "green_lora": 5e-4, "prefix": 1e-2}
+_OWN_PEAKS = {"lora": 2e-3, "green_lora": 1e-3, "prefix": 1e-2}
 
 
 def peak_learning_rate(
