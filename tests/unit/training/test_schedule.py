@@ -20,10 +20,9 @@ def test_the_measured_rates(rho, rate):
     assert peak_learning_rate(rho, learning_rate=1e-5) == 1e-5
 
 
-def test_whole_blocks_follow_the_same_rule_and_adapters_have_rates_of_their_own():
+def test_other_methods_have_rates_of_their_own_whatever_they_cost():
     for rho in (0.4, 0.7, 1.0):
-        assert peak_learning_rate(rho, method="last_k") == peak_learning_rate(rho)
-        for method in ("lora", "green_lora", "prefix"):
+        for method in ("last_k", "lora", "green_lora", "prefix"):
             own = peak_learning_rate(rho, method=method)
             assert own == peak_learning_rate(0.5, method=method) > peak_learning_rate(1.0)
 
