@@ -293,7 +293,9 @@ class ProgressHook(Hook):
 
 
 def held_out_of(result: FitResult) -> HeldOutRecord:
-    """What a run's model was before and is now on held-out data."""
+    """What a run's model was before and is now on held-out data: nothing where the last that was
+    measured was another step's.
+    """
     names = (each.name for each in fields(HeldOutRecord))
     return HeldOutRecord(**{name: getattr(result, name) for name in names})
 

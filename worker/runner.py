@@ -374,7 +374,6 @@ class Training:
         kept = None if pilot is None else pilot.settle(result)
         if kept is None:
             raise Interrupted
-        # what was last measured may have been another step's model
         self._scribe.held_out(held_out_of(kept))
         return kept
 

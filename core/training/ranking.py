@@ -61,7 +61,9 @@ def rank(
         elements: as in `worth`.
         spared: of the forward pass, by the deepest tensor trained.
     """
-    kept = {way.name for way in _ways(profile, importance) if way.leaves_room(budget_flops, spared)}
+    room = budget_flops - profile.forward_flops
+    ways = _ways(profile, importance)
+    kept = {way.name for way in ways if way.is_within(room + spared.of((way.name,)))}
     candidates = {name: drop for name, drop in importance.items() if name in kept}
     is_enough = any(
         drop > 0 and mean_flops(profile, (name,), spared) <= budget_flops
@@ -72,20 +74,20 @@ def rank(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """From the loss to a tensor: ``flops`` of gradients that are not its own, and before them the
-    forward pass; ``own_flops``: of the gradients of all weights that are no further away.
+    """From the loss to a tensor: ``flops`` of gradients that are not its own; ``own_flops``: of the
+    gradients of all weights that are no further away.
     """
 
     name: str
     flops: float
     own_flops: float
-    forward_flops: float
 
-    def leaves_room(self, budget_flops: float, spared: Spared) -> bool:
-        """Whether the part for weights is left, or all that weights can cost if that is less."""
-        room = budget_flops + spared.of((self.name,)) - self.forward_flops
-        kept = min(_KEPT_FOR_WEIGHTS * room, self.own_flops)
-        return self.flops + kept <= room * (1 + _ROUNDING)
+    def is_within(self, room_flops: float) -> bool:
+        """Whether it leaves weights their part of what is above the forward pass, or all that they
+        can cost if that is less.
+        """
+        kept = min(_KEPT_FOR_WEIGHTS * room_flops, self.own_flops)
+        return self.flops + kept <= room_flops * (1 + _ROUNDING)
 
 
 def _ways(profile: FlopsProfile, names: Mapping[str, float]) -> list[_Way]:
@@ -101,12 +103,7 @@ def _ways(profile: FlopsProfile, names: Mapping[str, float]) -> list[_Way]:
     nearest_first = sorted(names, key=lambda name: ways[name])
     own_flops = itertools.accumulate(own[name] for name in nearest_first)
     return [
-        _Way(
-            name=name,
-            flops=ways[name],
-            own_flops=so_far,
-            forward_flops=profile.forward_flops,
-        )
+        _Way(name=name, flops=ways[name], own_flops=so_far)
         for name, so_far in zip(nearest_first, own_flops, strict=True)
     ]
 
