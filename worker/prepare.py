@@ -25,6 +25,7 @@ from core.training.adapters import add_adapters, base_name_of, is_adapted
 from core.training.checkpoint import Checkpoint, newest_checkpoint
 from core.training.costs import FlopsProfile
 from core.training.export import EmissionsNote, ModelCard, export_model
+from core.training.freed_memory import keep_freed_memory
 from core.training.hooks import Control, EvaluationRecord, FitResult, Hook
 from core.training.horizon import Course, lowest_rho
 from core.training.job import FitJob
@@ -244,6 +245,8 @@ def train(
     green, floor = prepared.spec.green, Floor()
     is_raised = green.currency != "flops" and green.rho == "auto"
     numerics = choose_numerics(device, prepared.training.precision)
+    if numerics.device.type == "cpu":
+        keep_freed_memory()
     job = FitJob(
         model=prepared.loaded.model,
         feed=prepared.feed(),

@@ -14,7 +14,7 @@ from core.training.hooks import Hook, StartRecord
 from core.training.horizon import choose
 from core.training.importance import needs_probes
 from core.training.job import FitJob
-from core.training.memory import MemoryEstimate, estimate, workspace_bytes
+from core.training.memory import MemoryEstimate, estimate
 from core.training.pricing import Shape
 from core.training.probing import probe_batches
 from core.training.step import LossStep
@@ -70,7 +70,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             probe=probe,
             candidates=candidates,
             reselects=reselects,
-            libraries_bytes=workspace_bytes(job.numerics.device),
+            device=job.numerics.device,
         )
     except (ModelUnsupported, RhoInfeasible):
         return None

@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from core.training.importance import freeing_gradients
 from core.training.pricing import Shape
 from core.training.step import LossStep, StepInputs
 
+_CPU = torch.device("cpu")
 #: AdamW's first and second moment
 _MOMENTS = 2
 #: of cuBLAS for each thread that multiplies: of the forward pass, and of the backward pass. torch's
@@ -110,7 +112,7 @@ def estimate(
     candidates: Collection[str] = (),
     prefix_rows_bytes: int = 0,
     reselects: bool = True,
-    libraries_bytes: int = 0,
+    device: torch.device = _CPU,
 ) -> MemoryEstimate:
     """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
 
@@ -122,7 +124,7 @@ def estimate(
         probe: of the batch that importance of ``candidates`` is measured on; None: it is not.
         prefix_rows_bytes: what stored rows may take of the memory.
         reselects: whether importance is measured again after the first step.
-        libraries_bytes: of the device's, as `workspace_bytes`.
+        device: that will train.
 
     Raises:
         ModelUnsupported: the model cannot run without its data.
@@ -131,14 +133,15 @@ def estimate(
     parameters = dict(model.named_parameters())
     gradients = sum(_bytes(p) for name, p in parameters.items() if name in trained)
     try:
-        step = _traced(
-            model, trained, shape, autocast_dtype, recomputes=recomputes, accumulates=accumulates
+        traced = partial(
+            _traced,
+            model,
+            autocast_dtype=autocast_dtype,
+            recomputes=recomputes,
+            runs_on_cpu=device.type == "cpu",
         )
-        selection = None
-        if probe is not None:
-            selection = _traced(
-                model, set(candidates), probe, autocast_dtype, recomputes=recomputes, frees=True
-            )
+        step = traced(trained, shape, accumulates=accumulates)
+        selection = None if probe is None else traced(set(candidates), probe, frees=True)
     except (RuntimeError, NotImplementedError) as error:
         raise ModelUnsupported(
             f"{type(model).__name__}'s memory cannot be told without its weights: {error}",
@@ -154,7 +157,7 @@ def estimate(
         selection_bytes=0 if selection is None else selection.peak_bytes,
         prefix_rows_bytes=prefix_rows_bytes,
         reselects=reselects,
-        libraries_bytes=libraries_bytes,
+        libraries_bytes=workspace_bytes(device),
     )
 
 
@@ -171,9 +174,10 @@ def _traced(
     model: Any,
     trained: Collection[str],
     shape: Shape,
-    autocast_dtype: torch.dtype | None,
     *,
+    autocast_dtype: torch.dtype | None,
     recomputes: bool,
+    runs_on_cpu: bool,
     accumulates: bool = False,
     frees: bool = False,
 ) -> _Traced:
@@ -190,7 +194,7 @@ def _traced(
     shadow.train(model.training and not frees)
     chosen = {n: p.requires_grad_(n in trained) for n, p in shadow.named_parameters()}
     step = LossStep(shadow, autocast_dtype=autocast_dtype)
-    step.recomputes = recomputes
+    step.recomputes, step.runs_on_cpu = recomputes, runs_on_cpu
     inputs = _inputs(shape)
     water, before_head = HighWater(), 0
 

@@ -11,8 +11,8 @@ in training mode alone, and measuring importance runs in evaluation mode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,16 +42,24 @@ def blocks_of(model: Any) -> list[nn.Module]:
 
 
 @contextmanager
-def recomputing(model: Any) -> Iterator[None]:
+def recomputing(
+    model: Any, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+) -> Iterator[None]:
     """The forward pass inside keeps the inputs of its blocks; the backward pass may come later.
 
-    Only a block's own ``forward`` is repeated: hooks around it run once.
+    Only a block's own ``forward`` is repeated: hooks around it run once. ``around``: what the
+    caller runs this forward pass in, beside autocast, so that it is there for the repetition too.
     """
     own: list[tuple[nn.Module, Any]] = []
     try:
         for block in blocks_of(model):
             own.append((block, vars(block).get("forward")))
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                context_fn=lambda: (nullcontext(), around()),
+            )
         yield
     finally:
         for block, forward in own:

@@ -16,7 +16,7 @@ get their labels' right-shifted copy as decoder input, so positions match as the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from core.errors import ModelUnsupported
 from core.training.recompute import recomputing
+from core.training.short_attention import ShortAttention
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
@@ -87,6 +88,7 @@ class LossStep:
 
     Attributes:
         recomputes: blocks keep their input alone for the backward pass (`core.training.recompute`).
+        runs_on_cpu: its kernels are the CPU's; a copy without data stands in for a model elsewhere.
 
     Raises:
         ModelUnsupported: the model has no output embeddings.
@@ -107,6 +109,7 @@ class LossStep:
         self._keeps_mask = keeps_mask or self._is_encoder_decoder
         self._autocast_dtype = autocast_dtype
         self.recomputes = False
+        self.runs_on_cpu = model.device.type == "cpu"
 
     def inputs(self, batch: Batch) -> StepInputs:
         """A collated batch (``input_ids``, ``labels``, ``attention_mask``, on the CPU) on the
@@ -166,7 +169,7 @@ class LossStep:
         with ExitStack() as around:
             around.callback(self._head.register_forward_pre_hook(gather).remove)
             if self.recomputes and torch.is_grad_enabled():
-                around.enter_context(recomputing(self.model))
+                around.enter_context(recomputing(self.model, self._attention))
             around.enter_context(
                 torch.autocast(
                     inputs.positions_N.device.type,
@@ -174,9 +177,15 @@ class LossStep:
                     enabled=self._autocast_dtype is not None,
                 )
             )
+            around.enter_context(self._attention())
             logits_1NV = self.model(**inputs.model_inputs, use_cache=False).logits
         rows_NV: torch.Tensor = logits_1NV.squeeze(0)
         return rows_NV
+
+    def _attention(self) -> AbstractContextManager[Any]:
+        if self._autocast_dtype is None or not self.runs_on_cpu:
+            return nullcontext()
+        return ShortAttention(self._autocast_dtype)
 
     def __call__(self, inputs: StepInputs) -> StepOutput:
         logits_NV = self.logits(inputs).float()

@@ -112,10 +112,15 @@ def test_a_step_takes_what_was_predicted(kind, rho):
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype", "recomputes"),
-    [("llama", torch.bfloat16, False), ("t5", torch.bfloat16, False), ("gpt2", None, True)],
+    ("kind", "dtype", "recomputes", "saves"),
+    [
+        ("llama", torch.bfloat16, False, True),
+        # its narrow heads attend in float32 (`short_attention`), which is most of what it keeps
+        ("t5", torch.bfloat16, False, False),
+        ("gpt2", None, True, True),
+    ],
 )
-def test_precision_and_gradient_checkpointing_are_followed(kind, dtype, recomputes):
+def test_precision_and_gradient_checkpointing_are_followed(kind, dtype, recomputes, saves):
     model = tiny_model(kind)
     plain = estimate(
         model, dict(model.named_parameters()), LossStep(model).inputs(_batch(kind)).shape
@@ -123,7 +128,7 @@ def test_precision_and_gradient_checkpointing_are_followed(kind, dtype, recomput
     found, _ = _check_step(
         model, kind, dict(model.named_parameters()), dtype=dtype, recomputes=recomputes
     )
-    assert found.activations_bytes < plain.activations_bytes
+    assert (found.activations_bytes < plain.activations_bytes) is saves
 
 
 def test_lora_takes_what_was_predicted():
