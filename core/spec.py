@@ -289,6 +289,12 @@ class JobSpec:
                 "leave green.training.gradient_checkpointing out, or choose another method.",
                 param="green.training.gradient_checkpointing",
             )
+        if self.training.early_stopping_patience and self.validation_file is None:
+            raise InvalidInput(
+                "Early stopping goes by the loss on a validation file; give validation_file, or "
+                "leave green.training.early_stopping_patience out.",
+                param="green.training.early_stopping_patience",
+            )
         if self.eval is not None and self.validation_file is None:
             raise InvalidInput(
                 "green.eval asks about the examples of a validation file; give validation_file.",

@@ -57,6 +57,9 @@ class TrainingOptions:
     precision: Precision = "auto"
     #: blocks keep their input alone and run again in the backward pass: less memory, more FLOPs
     gradient_checkpointing: bool = False
+    #: end after so many epochs without a lower validation loss, and deliver the weights of the
+    #: lowest, also where no epoch is saved; None: all epochs, and the last weights
+    early_stopping_patience: int | None = None
 
     def __post_init__(self) -> None:
         at = "green.training."
@@ -92,6 +95,14 @@ class TrainingOptions:
         for name in ("max_input_tokens", "max_output_tokens", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, at + name, "1 or more", value)
+        patience = self.early_stopping_patience
+        is_whole = isinstance(patience, int) and not isinstance(patience, bool)
+        require(
+            patience is None or (is_whole and 1 <= patience <= 50),
+            at + "early_stopping_patience",
+            "a whole number of epochs, 1..50",
+            patience,
+        )
         require(self.loss_on in get_args(LossOn), at + "loss_on", "assistant or all", self.loss_on)
         require(
             self.selection_interval is None or self.selection_interval > 0,

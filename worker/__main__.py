@@ -125,6 +125,12 @@ def run(
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Less memory, more FLOPs: blocks run again in the backward pass.")
     ] = False,
+    early_stopping_patience: Annotated[
+        int | None,
+        typer.Option(
+            help="End after so many epochs without a lower validation loss; keep the best."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of order, dropout and selection.")] = 0,
     task: Annotated[
         str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa; its hub data.")
@@ -165,6 +171,7 @@ def run(
             prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
             precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
             gradient_checkpointing=gradient_checkpointing,
+            early_stopping_patience=early_stopping_patience,
         ),
         green=GreenOptions(
             method=method,  # type: ignore[arg-type]  checked by GreenOptions

@@ -24,6 +24,7 @@ from core.jobs import service
 from core.jobs.lifecycle import STEP_MESSAGE, Level
 from core.jobs.records import Claim, HeldOutRecord, Progress
 from core.training.hooks import (
+    BestRecord,
     Control,
     EvaluationRecord,
     FitResult,
@@ -245,6 +246,10 @@ class ProgressHook(Hook):
                 "full_valid_mean_token_accuracy": record.token_accuracy,
             },
         )
+
+    def on_best_kept(self, record: BestRecord) -> None:
+        self._progress = replace(self._progress, valid_loss=record.loss)
+        self._scribe.event(record.text, data={"kind": "early_stopping", **asdict(record)})
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         if record.step == 0:

@@ -300,6 +300,7 @@ def export(
         n_training_tokens=prepared.train_data.report.n_tokens,
         n_steps=result.step,
         n_epochs=result.epoch,
+        kept_step=result.kept_step,
         rho=None if isinstance(rho, str) else rho,
         currency=green.currency,
         flops=result.flops,

@@ -71,6 +71,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             candidates=candidates,
             reselects=reselects,
             device=job.numerics.device,
+            keeps_best=job.training.early_stopping_patience is not None,
         )
     except (ModelUnsupported, RhoInfeasible):
         return None

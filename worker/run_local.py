@@ -29,6 +29,7 @@ from core.settings import Settings
 from core.spec import JobSpec
 from core.training.export import EmissionsNote
 from core.training.hooks import (
+    BestRecord,
     Control,
     EvaluationRecord,
     FitResult,
@@ -258,6 +259,9 @@ class ProgressBar(Hook):
             f"step {record.step}: validation loss {record.loss:.4f}, "
             f"token accuracy {record.token_accuracy:.1%}"
         )
+
+    def on_best_kept(self, record: BestRecord) -> None:
+        self._say(record.text)
 
     def on_evaluation(self, record: EvaluationRecord) -> None:
         self._say(

@@ -5,6 +5,7 @@ A checkpoint is a folder ``step-<n>``::
     weights.safetensors      every tensor that was ever trained, as it is now
     optimizer.safetensors    <name>/step, <name>/exp_avg, <name>/exp_avg_sq of the trained set
     random.safetensors       torch's generator states
+    best.safetensors         with early stopping: the weights of the best step, if it is another
     state.json               position, sums, selection: `TrainState`
     checkpoint.json          SHA-256 and size of all of the above; written last
 
@@ -21,7 +22,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ from core.training_options import Precision
 FORMAT: Final = 1
 # not "manifest.json": that is the object store's name for its own list of a folder's files
 MANIFEST: Final = "checkpoint.json"
-_WEIGHTS, _OPTIMIZER, _RANDOM = "weights", "optimizer", "random"
+_WEIGHTS, _OPTIMIZER, _RANDOM, _BEST = "weights", "optimizer", "random", "best"
 _STATE: Final = "state.json"
 _BLOCK_BYTES = 1 << 20
 
@@ -77,6 +78,14 @@ class TrainState:
     first_scores: dict[str, float] | None = None
     scores: dict[str, float] | None = None
     asked_at: int | None = None
+    #: with early stopping: the lowest validation loss after training began, and where it was
+    best_step: int | None = None
+    best_loss: float | None = None
+    best_token_accuracy: float | None = None
+    #: whether patience has run out
+    is_over: bool = False
+    #: the step whose weights the model was given back at the end; None: it was given none
+    kept_step: int | None = None
 
     @property
     def loss_now(self) -> float | None:
@@ -98,6 +107,7 @@ class Checkpoint:
     weights: Mapping[str, torch.Tensor]
     optimizer: Mapping[str, torch.Tensor]
     random: Mapping[str, torch.Tensor]
+    best: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
@@ -111,7 +121,7 @@ def save_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     try:
         _discard(scratch)
         scratch.mkdir(parents=True)
-        for name in (_WEIGHTS, _OPTIMIZER, _RANDOM):
+        for name in (_WEIGHTS, _OPTIMIZER, _RANDOM, *((_BEST,) if checkpoint.best else ())):
             tensors: Mapping[str, torch.Tensor] = getattr(checkpoint, name)
             plain = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
             save_file(plain, _tensors(scratch, name))
@@ -147,8 +157,10 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             if _digest(folder / name) != expected:
                 raise _corrupt(f"{folder / name} is not what was written there.")
         raw = json.loads((folder / _STATE).read_text())
+        has_best = _tensors(folder, _BEST).name in manifest["files"]
         tensors = {
-            name: load_file(_tensors(folder, name)) for name in (_WEIGHTS, _OPTIMIZER, _RANDOM)
+            name: load_file(_tensors(folder, name))
+            for name in (_WEIGHTS, _OPTIMIZER, _RANDOM, *((_BEST,) if has_best else ()))
         }
         raw.update(
             names=tuple(raw["names"]),

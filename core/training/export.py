@@ -53,6 +53,8 @@ class ModelCard:
     emissions: EmissionsNote | None = None
     #: what rho is a share of
     currency: Currency = "flops"
+    #: with early stopping: the step whose weights these are; None: the last
+    kept_step: int | None = None
     #: further lines of the results table: label -> value
     metrics: Mapping[str, str] | None = None
 
@@ -142,6 +144,8 @@ def _page(card: ModelCard, layout: str) -> list[str]:
         "FLOPs spent, selection included": f"{card.flops:.4g} "
         f"({100 * card.flops_share:.1f} % of full fine-tuning)",
     }
+    if card.kept_step is not None:
+        rows["Weights"] = f"of step {card.kept_step:,}, where validation loss was lowest"
     if card.first_validation_loss is not None and card.validation_loss is not None:
         rows["Validation loss before and after"] = (
             f"{card.first_validation_loss:.4f} and {card.validation_loss:.4f}"

@@ -172,6 +172,28 @@ class ValidationRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BestRecord:
+    """Training is over after ``step`` steps, and the weights of an earlier one are the model's."""
+
+    step: int
+    total_steps: int
+    kept_step: int
+    kept_epoch: float
+    #: on the validation set, of what was kept
+    loss: float
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        ended = "" if self.step == self.total_steps else " early"
+        return (
+            f"Training ended{ended} after step {self.step} of {self.total_steps}; kept are the "
+            f"weights of step {self.kept_step} (epoch {self.kept_epoch:.3g}), whose validation "
+            f"loss of {self.loss:.4f} was the lowest"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
     """The model's own answers to held-out questions after ``step`` steps (0: the base's)."""
 
@@ -233,6 +255,8 @@ class FitResult:
     #: of the model's own answers, likewise
     first_scores: Mapping[str, float] | None = None
     scores: Mapping[str, float] | None = None
+    #: with early stopping: the step whose weights the model has; None: the last
+    kept_step: int | None = None
 
     @property
     def flops_share(self) -> float | None:
@@ -250,6 +274,7 @@ class Hook:
     def on_selection(self, record: SelectionRecord) -> None: ...
     def on_step(self, record: StepRecord) -> None: ...
     def on_validation(self, record: ValidationRecord) -> None: ...
+    def on_best_kept(self, record: BestRecord) -> None: ...
     def on_evaluation(self, record: EvaluationRecord) -> None: ...
     def on_checkpoint(self, record: CheckpointRecord) -> None: ...
     def on_end(self, result: FitResult) -> None: ...

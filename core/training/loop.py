@@ -53,6 +53,8 @@ def fit(
             run.update()
             if run.validation_is_due:
                 run.validate()
+            if run.is_done:
+                run.keep_best()
             if run.asking_is_due:
                 run.ask()
             if run.checkpoint_is_due:

@@ -65,6 +65,8 @@ class MemoryEstimate:
     reselects: bool = True
     #: what the libraries that multiply keep for themselves
     libraries_bytes: int = 0
+    #: copies of the trained weights, as they were at the best step
+    best_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -82,13 +84,13 @@ class MemoryEstimate:
             return 0
         before = self._lasting_bytes
         if not self.reselects:
-            before -= self.moments_bytes + self.prefix_rows_bytes
+            before -= self.moments_bytes + self.prefix_rows_bytes + self.best_bytes
         return before + self.selection_bytes
 
     @property
     def _lasting_bytes(self) -> int:
         kept = self.weights_bytes + self.moments_bytes + self.prefix_rows_bytes
-        return kept + self.libraries_bytes
+        return kept + self.libraries_bytes + self.best_bytes
 
 
 def workspace_bytes(device: torch.device) -> int:
@@ -113,6 +115,7 @@ def estimate(
     prefix_rows_bytes: int = 0,
     reselects: bool = True,
     device: torch.device = _CPU,
+    keeps_best: bool = False,
 ) -> MemoryEstimate:
     """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
 
@@ -125,6 +128,7 @@ def estimate(
         prefix_rows_bytes: what stored rows may take of the memory.
         reselects: whether importance is measured again after the first step.
         device: that will train.
+        keeps_best: as early stopping does, in the host's memory.
 
     Raises:
         ModelUnsupported: the model cannot run without its data.
@@ -158,6 +162,7 @@ def estimate(
         prefix_rows_bytes=prefix_rows_bytes,
         reselects=reselects,
         libraries_bytes=workspace_bytes(device),
+        best_bytes=gradients if keeps_best and device.type == "cpu" else 0,
     )
 
 

@@ -23,14 +23,9 @@ from core.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from core.training.early_stopping import EarlyStopping
 from core.training.evaluate import evaluate
-from core.training.hooks import (
-    CheckpointRecord,
-    FitResult,
-    Hook,
-    Outcome,
-    ValidationRecord,
-)
+from core.training.hooks import FitResult, Hook, Outcome
 from core.training.horizon import choose
 from core.training.importance import rank_tensors
 from core.training.job import FitJob
@@ -40,7 +35,15 @@ from core.training.prefix import loss_step
 from core.training.probing import Probes, draw_probes
 from core.training.ranking import is_drop
 from core.training.step import StepInputs, needs_mask
-from core.training.summary import fit_result, selection_record, start_record, step_record
+from core.training.summary import (
+    best_record,
+    checkpoint_record,
+    fit_result,
+    selection_record,
+    start_record,
+    step_record,
+    validation_record,
+)
 
 
 @dataclass(slots=True)
@@ -78,6 +81,10 @@ class Run:
         )
         self._step.recomputes = job.training.gradient_checkpointing
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
+        patience = job.training.early_stopping_patience
+        self._best = EarlyStopping(
+            self._parameters, None if patience is None else patience * job.steps_per_epoch
+        )
         self._price = job.prices.full
         self._budget = budget_of(job, None)
         self._state = TrainState(fingerprint=job.fingerprint, precision=job.numerics.name)
@@ -89,7 +96,7 @@ class Run:
 
     @property
     def is_done(self) -> bool:
-        return self._state.step >= self._job.total_steps
+        return self._state.is_over or self._state.step >= self._job.total_steps
 
     @property
     def epoch(self) -> float:
@@ -265,18 +272,15 @@ class Run:
         state.validated_at = state.step
         if state.first_validation_loss is None:
             state.first_validation_loss = found.loss
-        self._tell(
-            "on_validation",
-            ValidationRecord(
-                step=state.step,
-                epoch=self.epoch,
-                loss=found.loss,
-                token_accuracy=found.token_accuracy,
-                n_tokens=found.n_tokens,
-                flops=flops,
-                duration_s=time.perf_counter() - started_s,
-            ),
-        )
+        self._best.note(state, found)
+        duration_s = time.perf_counter() - started_s
+        record = validation_record(self._job, state, found, flops=flops, duration_s=duration_s)
+        self._tell("on_validation", record)
+
+    def keep_best(self) -> None:
+        """With early stopping: give the model the weights of its best step back."""
+        if self._best.put_back(self._state):
+            self._tell("on_best_kept", best_record(self._job, self._state))
 
     def ask(self) -> None:
         """Have the model answer the held-out questions. Draws no random number; FLOPs are apart."""
@@ -298,24 +302,17 @@ class Run:
         folder = save_checkpoint(
             self._folder,
             Checkpoint(
-                state=self._state, weights=weights, optimizer=moments, random=random_state()
+                state=self._state,
+                weights=weights,
+                optimizer=moments,
+                random=random_state(),
+                best=self._best.tensors(self._state),
             ),
         )
         self._checkpointed_at = self._state.step
         self._checkpointed_s = time.monotonic()
-        self._tell(
-            "on_checkpoint",
-            CheckpointRecord(
-                step=self._state.step,
-                epoch=self.epoch,
-                folder=folder,
-                is_milestone=self._is_milestone,
-                train_loss=self._state.train_loss,
-                validation_loss=self._state.loss_now,
-                validation_token_accuracy=self._state.token_accuracy_now,
-                scores=self._state.scores_now,
-            ),
-        )
+        record = checkpoint_record(self._job, self._state, folder, is_milestone=self._is_milestone)
+        self._tell("on_checkpoint", record)
         prune_checkpoints(self._folder, self._keep)
 
     def finish(self, outcome: Outcome) -> FitResult:
@@ -349,6 +346,7 @@ class Run:
         with torch.no_grad():
             for name, weight in checkpoint.weights.items():
                 self._parameters[name].copy_(weight)
+        self._best.restore(self._state, checkpoint.best)
         if self._state.names:
             self._train_only(self._state.names)
             self._optimiser.load_state_tensors(checkpoint.optimizer)
@@ -364,6 +362,7 @@ class Run:
             yield from self._step_inputs(step)
 
     def _train_only(self, names: tuple[str, ...]) -> None:
+        self._best.cover(names)
         self._optimiser.select(names)
         self._price = self._job.prices.of(names)
         self._state.names = self._optimiser.names

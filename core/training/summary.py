@@ -1,10 +1,22 @@
-"""What a run tells of itself: at its start, at each selection and at its end."""
+"""The records that a run tells of itself with."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from core.training.budget import Budget, flops_share, sizes_of
 from core.training.checkpoint import TrainState
-from core.training.hooks import FitResult, Outcome, SelectionRecord, StartRecord, StepRecord
+from core.training.evaluate import Evaluation
+from core.training.hooks import (
+    BestRecord,
+    CheckpointRecord,
+    FitResult,
+    Outcome,
+    SelectionRecord,
+    StartRecord,
+    StepRecord,
+    ValidationRecord,
+)
 from core.training.horizon import Horizon, lowest_rho
 from core.training.job import FitJob
 from core.training.methods import SelectionPoint
@@ -108,6 +120,48 @@ def step_record(
     )
 
 
+def validation_record(
+    job: FitJob, state: TrainState, found: Evaluation, *, flops: float, duration_s: float
+) -> ValidationRecord:
+    return ValidationRecord(
+        step=state.step,
+        epoch=state.step / job.steps_per_epoch,
+        loss=found.loss,
+        token_accuracy=found.token_accuracy,
+        n_tokens=found.n_tokens,
+        flops=flops,
+        duration_s=duration_s,
+    )
+
+
+def checkpoint_record(
+    job: FitJob, state: TrainState, folder: Path, *, is_milestone: bool
+) -> CheckpointRecord:
+    return CheckpointRecord(
+        step=state.step,
+        epoch=state.step / job.steps_per_epoch,
+        folder=folder,
+        is_milestone=is_milestone,
+        train_loss=state.train_loss,
+        validation_loss=state.loss_now,
+        validation_token_accuracy=state.token_accuracy_now,
+        scores=state.scores_now,
+    )
+
+
+def best_record(job: FitJob, state: TrainState) -> BestRecord:
+    """Of a state whose ``kept_step`` was just set."""
+    assert state.kept_step is not None, "weights are kept"
+    assert state.best_loss is not None, "they were validated"
+    return BestRecord(
+        step=state.step,
+        total_steps=job.total_steps,
+        kept_step=state.kept_step,
+        kept_epoch=state.kept_step / job.steps_per_epoch,
+        loss=state.best_loss,
+    )
+
+
 def fit_result(job: FitJob, state: TrainState, outcome: Outcome, *, epoch: float) -> FitResult:
     return FitResult(
         outcome=outcome,
@@ -127,4 +181,5 @@ def fit_result(job: FitJob, state: TrainState, outcome: Outcome, *, epoch: float
         train_duration_s=state.train_duration_s,
         first_scores=state.first_scores,
         scores=state.scores_now,
+        kept_step=state.kept_step,
     )

@@ -184,6 +184,32 @@ def test_a_job_from_its_file_to_its_model(
     assert not list((tmp_path / "scratch").iterdir())
 
 
+def test_a_job_that_over_trains_ends_early_with_its_best_weights(
+    desk: Desk, chat_lines: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    # at this rate the model forgets more than it learns, the longer the more
+    options = {"n_epochs": 30, "learning_rate": 0.05, "schedule": "constant", "rho": 0.9}
+    lines = chat_lines(24).splitlines(keepends=True)
+    training, validation = b"".join(lines[:12]), b"".join(lines[12:])
+    made = desk.submit(training, validation=validation, early_stopping_patience=2, **options)
+    job = desk.carry_out(made)
+    assert (job.status, job.error) == (Status.SUCCEEDED, None)
+    told = [event.data or {} for event in desk.events(job.id)]
+    losses = {row["step"]: row["valid_loss"] for row in told if row.get("valid_loss") is not None}
+    del losses[0]
+    best = min(losses, key=lambda step: losses[step])
+    (kept,) = [row for row in told if row.get("kind") == "early_stopping"]
+    assert job.progress.step == kept["step"] == best + 2 * 3 < job.progress.total_steps
+    assert (kept["kept_step"], kept["loss"]) == (best, losses[best])
+    assert job.held_out.validation_loss == job.progress.valid_loss == losses[best]
+    with desk.database.read() as session:
+        assert job.fine_tuned_model is not None
+        record = store.get_model(session, TENANT, job.fine_tuned_model)
+    folder = tmp_path / "tuned"
+    get_folder(desk.objects, record.prefix, folder)
+    assert f"of step {best}, where validation loss was lowest" in (folder / "README.md").read_text()
+
+
 def test_a_fine_tuned_model_and_its_checkpoint_are_bases(
     desk: Desk, chat_lines: Callable[[int], bytes]
 ) -> None:

@@ -153,8 +153,9 @@ def test_own_training_options_arrive() -> None:
         "prefix_reuse": "on",
         "precision": "fp32",
         "gradient_checkpointing": True,
+        "early_stopping_patience": 2,
     }
-    made = spec(green={"training": own}).training
+    made = spec(green={"training": own}, validation_file="file-v").training
     assert {name: getattr(made, name) for name in own} == own
 
 
