@@ -85,13 +85,16 @@ class Ours:
         self._optimiser = SelectiveAdamW(dict(model.named_parameters()), weight_decay=0.0)
         self._optimiser.select(names)
 
-    def among(self, numerics: Numerics) -> Callable[[Batch], None]:
-        """A step of it in this precision."""
+    def among(
+        self, numerics: Numerics, *, has_short_attention: bool = True
+    ) -> Callable[[Batch], None]:
+        """A step of it in this precision, with `core.training.short_attention` or without."""
         loss = LossStep(
             self.model,
             keeps_mask=needs_mask(self.model),
             autocast_dtype=numerics.autocast_dtype,
         )
+        loss.runs_on_cpu &= has_short_attention
         return lambda batch: self._step(loss, batch)
 
     def inputs(self, batch: Batch) -> StepInputs:
@@ -122,7 +125,7 @@ def _padded(batch: Batch, length: int | None) -> dict[str, torch.Tensor]:
 def contenders(
     prepared: Prepared, batches: Sequence[Batch], max_length: int
 ) -> tuple[list[Contender], list[Contender]]:
-    """The rungs up to float32, and methods in both precisions."""
+    """The rungs below ours, and methods in both precisions."""
     plain = choose_numerics(precision="fp32")
     model = prepared.loaded.model.to(plain.device)
     full = Ours(model, prepared.profile.trainable)
@@ -137,6 +140,10 @@ def contenders(
         ladder.append(
             Contender(label=label, step=step, is_grouped=is_grouped, held_bytes=full.held_bytes)
         )
+    autocast = choose_numerics(precision="bf16")
+    if autocast.device.type == "cpu":
+        step = full.among(autocast, has_short_attention=False)
+        ladder.append(Contender(label="bf16 autocast", step=step, held_bytes=full.held_bytes))
     return ladder, _methods(prepared, batches, full)
 
 

@@ -6,6 +6,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from core.spec import MethodOptions
 from core.training.adapters import add_adapters
+from core.training.checkpoint import TrainState
+from core.training.early_stopping import EarlyStopping
+from core.training.evaluate import Evaluation
 from core.training.importance import measure_importance
 from core.training.memory import estimate
 from core.training.optimiser import SelectiveAdamW
@@ -129,6 +132,20 @@ def test_precision_and_gradient_checkpointing_are_followed(kind, dtype, recomput
         model, kind, dict(model.named_parameters()), dtype=dtype, recomputes=recomputes
     )
     assert (found.activations_bytes < plain.activations_bytes) is saves
+
+
+def test_the_best_weights_lie_in_the_hosts_memory():
+    model = tiny_model("llama")
+    names = _trained(model, "llama", 0.7)
+    shape = LossStep(model).inputs(_batch("llama")).shape
+    plain = estimate(model, names, shape)
+    keeping = estimate(model, names, shape, keeps_best=True)
+    stopping = EarlyStopping(dict(model.named_parameters()), patience=1)
+    state = TrainState(step=1, ever_trained=tuple(names))
+    stopping.note(state, Evaluation(loss=1.0, token_accuracy=0.0, n_tokens=1))
+    state.step = 2
+    kept_bytes = sum(tensor.nbytes for tensor in stopping.tensors(state).values())
+    assert keeping.peak_bytes - plain.peak_bytes == kept_bytes > 0
 
 
 def test_lora_takes_what_was_predicted():
