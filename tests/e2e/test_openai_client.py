@@ -134,6 +134,37 @@ def test_the_main_job(client: openai.OpenAI, chat_lines: Lines) -> None:
     assert finished(client, again.id).status == "cancelled"
 
 
+def test_early_stopping_saves_the_rest_and_delivers_the_best(
+    client: openai.OpenAI, chat_lines: Lines
+) -> None:
+    lines = chat_lines(24).splitlines(keepends=True)
+    files = [
+        client.files.create(file=(name, b"".join(part)), purpose="fine-tune").id
+        for name, part in (("train.jsonl", lines[:12]), ("valid.jsonl", lines[12:]))
+    ]
+    # at this rate the model soon forgets more than it learns
+    options = {"learning_rate": 0.05, "schedule": "constant", "early_stopping_patience": 1}
+    hyperparameters = {"n_epochs": 30, "batch_size": 4}
+    wanted: dict[str, Any] = {
+        "model": "tiny",
+        "training_file": files[0],
+        "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+        "extra_body": {"green": {"rho": 0.9, "zone": "FR", "training": options}},
+    }
+    with pytest.raises(openai.BadRequestError, match="give validation_file") as caught:
+        client.fine_tuning.jobs.create(**wanted)
+    assert caught.value.param == "green.training.early_stopping_patience"
+
+    job = finished(client, client.fine_tuning.jobs.create(**wanted, validation_file=files[1]).id)
+    assert job.status == "succeeded", job.error
+    told = [event.data or {} for event in client.fine_tuning.jobs.list_events(job.id)]
+    (kept,) = [row for row in told if row.get("kind") == "early_stopping"]  # type: ignore[attr-defined]
+    assert kept["step"] == kept["kept_step"] + 3 < kept["total_steps"] == 90  # type: ignore[index,operator]
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+    assert checkpoints[0].step_number == kept["step"]  # type: ignore[index]
+    assert checkpoints[0].metrics.full_valid_loss == kept["loss"]  # type: ignore[index]
+
+
 def test_bad_data_fails_with_the_line(client: openai.OpenAI, chat_lines: Lines) -> None:
     lines = chat_lines(12).splitlines()
     lines[6] = b'{"messages": [{"role": "user", "content": null}]}'
