@@ -58,7 +58,7 @@ class TrainingOptions:
     #: blocks keep their input alone and run again in the backward pass: less memory, more FLOPs
     gradient_checkpointing: bool = False
     #: end after so many epochs without a lower validation loss, and deliver the weights of the
-    #: lowest, also where no epoch is saved; None: all epochs, and the last weights
+    #: lowest, also of a run that reaches its end; None: all epochs, and the last weights
     early_stopping_patience: int | None = None
 
     def __post_init__(self) -> None:

@@ -16,8 +16,9 @@ from core.training.evaluate import Evaluation
 
 
 class EarlyStopping:
-    """
-    Copies in the host's memory of all that was ever trained, as it was at the best step. A tensor
+    """The rule, and copies in the host's memory of all that was ever trained.
+
+    They are of the best step; there are none before the first validation after training. A tensor
     that is trained for the first time after that step was the base model's until then, so its copy
     is taken the moment before (`cover`).
 
@@ -31,7 +32,6 @@ class EarlyStopping:
         self._parameters = parameters
         self._patience = patience
         self._kept: dict[str, torch.Tensor] = {}
-        self._is_taken = False
 
     def note(self, state: TrainState, found: Evaluation) -> None:
         """``found`` is of the weights as they are; the base model's does not count."""
@@ -46,11 +46,8 @@ class EarlyStopping:
 
     def cover(self, names: Iterable[str]) -> None:
         """``names`` will be trained from here on; nothing happens before there is a best step."""
-        if not self._is_taken:
-            return
-        for name in names:
-            if name not in self._kept:
-                self._kept[name] = self._parameters[name].detach().to("cpu", copy=True)
+        if self._kept:
+            self._copy(name for name in names if name not in self._kept)
 
     @torch.no_grad()
     def put_back(self, state: TrainState) -> bool:
@@ -71,14 +68,17 @@ class EarlyStopping:
     def restore(self, state: TrainState, tensors: Mapping[str, torch.Tensor]) -> None:
         """``tensors``: of the checkpoint of ``state``, whose weights the model has by now."""
         if tensors:
-            self._kept, self._is_taken = dict(tensors), True
+            self._kept = dict(tensors)
         elif state.best_step is not None:
             self._take(state.ever_trained)
 
     def _take(self, names: Iterable[str]) -> None:
         self._kept.clear()
-        self._is_taken = True
-        self.cover(names)
+        self._copy(names)
+
+    def _copy(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            self._kept[name] = self._parameters[name].detach().to("cpu", copy=True)
 
 
 def _is_best(state: TrainState) -> bool:
