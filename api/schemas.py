@@ -103,7 +103,11 @@ class MethodOptionsIn(Request):
     ] = None
     r: Annotated[int | None, Field(description="lora, green_lora: rank, 8.")] = None
     alpha: Annotated[float | None, Field(description="lora, green_lora: scale, 32.")] = None
-    dropout: Annotated[float | None, Field(description="lora, green_lora: 0.1.")] = None
+    dropout: Annotated[float | None, Field(description="lora, green_lora: 0.")] = None
+    target_modules: Annotated[
+        str | None,
+        Field(description='lora: "default" (PEFT\'s table for the model) or "all-linear".'),
+    ] = None
     n_virtual_tokens: Annotated[int | None, Field(description="prefix: length, 20.")] = None
     merge: Annotated[
         bool | None,

@@ -57,6 +57,8 @@ class Contender:
     engine: Engine = "greentune"
     #: of last_k: so many blocks; None: as many as rho pays for
     k: int | None = None
+    #: of lora: every linear projection, not those of PEFT's table alone
+    is_everywhere: bool = False
 
     @property
     def label(self) -> str:
@@ -65,13 +67,15 @@ class Contender:
         if self.k is not None:
             return f"last {self.k} blocks"
         shown = f"{self.rho:g}" if isinstance(self.rho, float) else self.rho or ""
-        return f"{self.method} {shown}".strip()
+        return f"{self.method} {'all-linear' if self.is_everywhere else shown}".strip()
 
     @property
     def rule(self) -> float:
         """The peak learning rate that greentune would take."""
         share = self.rho if isinstance(self.rho, float) else 1.0 if self.rho is None else 0.7
-        return peak_learning_rate(share, method=self.method)
+        # what LoRA on every projection wants is what green_lora wants of them
+        method = "green_lora" if self.is_everywhere else self.method
+        return peak_learning_rate(share, method=method)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -84,13 +88,16 @@ FULL: Final = Contender(method="full")
 MAIN: Final = (
     FULL,
     Contender(method="green", rho=0.7),
+    Contender(method="green_lora", rho=0.7),
+    Contender(method="green_lora", rho=0.6),
+    Contender(method="lora", is_everywhere=True),
     Contender(method="lora"),
     Contender(method="last_k", rho=0.5),
 )
 SIDE: Final = (
     Contender(method="green", rho=0.5),
     Contender(method="green", rho=0.4),
-    Contender(method="green_lora", rho=0.6),
+    Contender(method="green_lora", rho=0.5),
     Contender(method="prefix"),
     Contender(method="full", engine="trainer"),
     Contender(method="lora", engine="trainer"),
@@ -159,7 +166,10 @@ def prepared_for(
         green=GreenOptions(
             method=contender.method,  # type: ignore[arg-type]  checked there
             rho=rho,
-            options=MethodOptions(k=contender.k),
+            options=MethodOptions(
+                k=contender.k,
+                target_modules="all-linear" if contender.is_everywhere else "default",
+            ),
         ),
         eval=asked if task.n_questions else None,
     )

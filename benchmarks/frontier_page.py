@@ -43,6 +43,12 @@ class Found:
         rows = self.cells.get((label, budget), ())
         return statistics.mean(row["validation_loss"] for row in rows) if rows else None
 
+    def settled(self, label: str, budget: float) -> float | None:
+        """Of the budgets up to this one, that whose runs ended lowest; None without runs."""
+        known = {b: loss for b in self.budgets if (loss := self.loss(label, b)) is not None}
+        within = [b for b in known if b <= budget]
+        return min(within, key=lambda b: known[b], default=None)
+
     def spread(self, label: str, budget: float) -> float | None:
         """Standard deviation over the seeds; None of fewer than two."""
         losses = [row["validation_loss"] for row in self.cells.get((label, budget), ())]
@@ -117,7 +123,9 @@ def method(sweep_budget: float) -> str:
         f"{RATE_STEP:g} where the best is at an edge, up to {MOST_RATES} rates), by validation "
         f"loss at budget {sweep_budget:g}, seed 0. "
         f"Early stopping for all: validated after {points} of the steps, the best weights kept and "
-        "judged, the whole run counted. Loss: float32, the same held-out examples for all. Seconds "
+        "judged, the whole run counted. Nobody must spend all that it may: a verdict takes each "
+        "contender's best budget up to the one in question, by mean validation loss. "
+        "Loss: float32, the same held-out examples for all. Seconds "
         "and joules are of training with its selections; loading, validation and questions are "
         "outside. Peak memory is the whole process's while it trains. Joules by greentune's meter, "
         "of this process's share of the machine; FLOPs by its prices, selection included; "
@@ -196,17 +204,18 @@ def _verdicts(found: Found) -> str:
         ours = _best(found, budget, is_ours=True)
         other = _best(found, budget, is_ours=False)
         if ours is None or other is None:
-            rows.append([f"{budget:g}", ours or MISSING, "", other or MISSING, "", "", "", ""])
+            labels = [MISSING if each is None else each[0] for each in (ours, other)]
+            rows.append([f"{budget:g}", labels[0], "", labels[1], "", "", "", ""])
             continue
-        difference = _loss(found, ours, budget) - _loss(found, other, budget)
-        spread = _joint_spread(found, (ours, other), budget)
+        difference = _loss(found, *ours) - _loss(found, *other)
+        spread = _joint_spread(found, ours, other)
         rows.append(
             [
                 f"{budget:g}",
-                ours,
-                _loss_text(found, ours, budget),
-                other,
-                _loss_text(found, other, budget),
+                ours[0],
+                _loss_text(found, *ours),
+                other[0],
+                _loss_text(found, *other),
                 f"{difference:+.3f}",
                 "one seed" if spread is None else f"{spread:.3f}",
                 _winner(difference, spread),
@@ -221,22 +230,22 @@ def _winner(difference: float, spread: float | None) -> str:
     return name if spread is None or abs(difference) > spread else f"{name}, within the spread"
 
 
-def _joint_spread(found: Found, labels: Sequence[str], budget: float) -> float | None:
+def _joint_spread(found: Found, *cells: tuple[str, float]) -> float | None:
     """Standard deviation of a difference of two runs."""
-    spreads = [found.spread(label, budget) for label in labels]
+    spreads = [found.spread(label, budget) for label, budget in cells]
     if any(spread is None for spread in spreads):
         return None
     return float(sum((spread or 0.0) ** 2 for spread in spreads) ** 0.5)
 
 
-def _best(found: Found, budget: float, *, is_ours: bool) -> str | None:
-    """The label of the lowest mean loss."""
-    labels = [
-        c.label
+def _best(found: Found, budget: float, *, is_ours: bool) -> tuple[str, float] | None:
+    """The label of the lowest mean loss within ``budget``, and the budget that it took."""
+    cells = [
+        (c.label, settled)
         for c in found.contenders
-        if (c.method in OURS) == is_ours and found.loss(c.label, budget) is not None
+        if (c.method in OURS) == is_ours and (settled := found.settled(c.label, budget)) is not None
     ]
-    return min(labels, key=lambda label: _loss(found, label, budget), default=None)
+    return min(cells, key=lambda cell: _loss(found, *cell), default=None)
 
 
 def _loss(found: Found, label: str, budget: float) -> float:
@@ -257,12 +266,12 @@ def _full_quality(found: Found) -> str:
     if not full:
         return "Full fine-tuning's best quality: missing."
     at = min(full, key=lambda budget: full[budget])
-    ours = {b: label for b in found.budgets if (label := _best(found, b, is_ours=True))}
-    reached = next((b for b, label in ours.items() if _loss(found, label, b) <= full[at]), None)
+    ours = {b: cell for b in found.budgets if (cell := _best(found, b, is_ours=True))}
+    reached = next((b for b, cell in ours.items() if _loss(found, *cell) <= full[at]), None)
     lead = f"Full fine-tuning is best at budget {at:g}, {full[at]:.3f}; green "
     if reached is None:
         return f"{lead}does not reach that at any budget here."
-    return f"{lead}reaches that at budget {reached:g} ({ours[reached]})."
+    return f"{lead}reaches that at budget {reached:g} ({ours[reached][0]})."
 
 
 def _grid(found: Found, key: str, form: str) -> str:

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from peft.tuners import lora
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.measure import Gauge
+from core.training.low_rank import LowRankLinear
 from core.training.numerics import computes_in_bfloat16
 from core.training.pricing import Shape
 from core.training.step import Batch
@@ -75,6 +77,9 @@ def train_with_trainer(
         rate: peak learning rate.
     """
     model = prepared.loaded.model
+    for module in model.modules():
+        if isinstance(module, LowRankLinear):
+            module.__class__ = lora.Linear  # what PEFT itself would have put there
     planned = _Planned(prepared)
     options = prepared.training
     with tempfile.TemporaryDirectory() as folder:

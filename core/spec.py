@@ -23,6 +23,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 ADAPTER_METHODS: tuple[str, ...] = ("lora", "prefix", "green_lora")
 ImportanceName = Literal["importance", "taylor", "random", "magnitude", "fisher"]
 Currency = Literal["flops", "seconds", "joules"]
+TargetModules = Literal["default", "all-linear"]
 Metric = Literal["rouge1", "rouge2", "rougeL", "exact_match", "f1", "accuracy"]
 METRICS: tuple[str, ...] = get_args(Metric)
 DecodingName = Literal["greedy", "beam"]
@@ -45,14 +46,20 @@ _SUFFIX = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodOptions:
-    """What a method is told beyond rho; the defaults are the GreenTrainer paper's baselines."""
+    """What a method is told beyond rho. Ranks, scales and lengths are the GreenTrainer paper's
+    baselines by default; its adapters' dropout of .1 is not: it takes a good part of a step on a
+    CPU, and made no difference to what was learnt (docs/learning.md).
+    """
 
     #: last_k: blocks to train, counted from the loss; None: as many as rho pays for
     k: int | None = None
     #: lora, green_lora: rank and scale of the adapters, and the dropout before them
     r: int = 8
     alpha: float = 32.0
-    dropout: float = 0.1
+    dropout: float = 0.0
+    #: lora: the projections that PEFT's table names for the model (queries and values, most often),
+    #: or every linear one; green_lora chooses among all of these itself
+    target_modules: TargetModules = "default"
     #: prefix: virtual tokens in front of every layer's keys and values
     n_virtual_tokens: int = 20
     #: lora, green_lora: deliver a plain model with the adapters added in, not the adapters alone
@@ -69,6 +76,9 @@ class MethodOptions:
         require(is_scale, at + "alpha", "a number above 0", self.alpha)
         is_share = is_number(self.dropout) and 0 <= self.dropout < 1
         require(is_share, at + "dropout", "in [0, 1)", self.dropout)
+        known = " or ".join(get_args(TargetModules))
+        is_known = self.target_modules in get_args(TargetModules)
+        require(is_known, at + "target_modules", known, self.target_modules)
         require(isinstance(self.merge, bool), at + "merge", "true or false", self.merge)
 
 

@@ -98,7 +98,10 @@ def run(
     k: Annotated[int | None, typer.Option(help="last_k: blocks; default: as rho allows.")] = None,
     lora_r: Annotated[int, typer.Option(help="lora, green_lora: rank.")] = 8,
     lora_alpha: Annotated[float, typer.Option(help="lora, green_lora: scale.")] = 32.0,
-    lora_dropout: Annotated[float, typer.Option(help="lora, green_lora.")] = 0.1,
+    lora_dropout: Annotated[float, typer.Option(help="lora, green_lora.")] = 0.0,
+    lora_targets: Annotated[
+        str, typer.Option(help="lora: default (PEFT's table for the model) or all-linear.")
+    ] = "default",
     virtual_tokens: Annotated[int, typer.Option(help="prefix: length.")] = 20,
     merge: Annotated[bool, typer.Option(help="A plain model instead of the adapter.")] = False,
     importance: Annotated[
@@ -180,6 +183,7 @@ def run(
                 r=lora_r,
                 alpha=lora_alpha,
                 dropout=lora_dropout,
+                target_modules=lora_targets,  # type: ignore[arg-type]  checked by MethodOptions
                 n_virtual_tokens=virtual_tokens,
                 merge=merge,
             ),

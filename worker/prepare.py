@@ -343,7 +343,12 @@ def _adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrice
     if method not in ADAPTER_METHODS:
         return loaded, plain
     model = add_adapters(
-        loaded.model, method, spec.green.options, base_name=spec.model, seed=spec.seed
+        loaded.model,
+        method,
+        spec.green.options,
+        base_name=spec.model,
+        seed=spec.seed,
+        recomputes=recomputes,
     )
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     prices = price_steps(model, recomputes=recomputes).against(plain, trained)

@@ -1,7 +1,8 @@
 """Adapters by the PEFT library: a few trained tensors on a model that stays as it is.
 
 ``lora``: low-rank factors beside the query and value projections (Hu et al., arXiv 2106.09685), by
-PEFT's own table of architectures; every linear layer where the table does not know one.
+PEFT's own table of architectures; every linear layer where asked, or where the table does not know
+the architecture.
 ``green_lora``: on every linear layer, for the selector to choose from. ``prefix``: trained keys and
 values in front of every layer's own (Li and Liang, arXiv 2101.00190).
 """
@@ -23,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported
 from core.spec import ADAPTER_METHODS, MethodOptions
 from core.training.graph import meta_copy
+from core.training.low_rank import LowRankLinear, replace_layers
 from core.training.meta_trace import MetaTrace
 
 #: PEFT's name for its description of an adapter folder
@@ -30,7 +32,13 @@ ADAPTER_CONFIG: Final = "adapter_config.json"
 
 
 def add_adapters(
-    model: Any, method: str, options: MethodOptions, *, base_name: str, seed: int
+    model: Any,
+    method: str,
+    options: MethodOptions,
+    *,
+    base_name: str,
+    seed: int,
+    recomputes: bool = False,
 ) -> Any:
     """``model`` inside its adapters; nothing else of it can be trained from here on.
 
@@ -38,6 +46,7 @@ def add_adapters(
         method: of `core.spec.ADAPTER_METHODS`.
         base_name: what the adapter's own files call the model.
         seed: of the adapters' first weights; torch's generators are left as they are.
+        recomputes: with gradient checkpointing.
 
     Raises:
         ModelUnsupported: PEFT cannot adapt this model.
@@ -53,6 +62,9 @@ def add_adapters(
             f"{type(model).__name__} cannot be tuned by {method}: {error}", param="green.method"
         ) from error
     adapted.peft_config["default"].base_model_name_or_path = base_name
+    for module in adapted.modules():
+        if isinstance(module, LowRankLinear):
+            module.is_fused = not recomputes
     return adapted.train()
 
 
@@ -119,16 +131,19 @@ def n_virtual_tokens(model: Any) -> int:
 
 
 def _lora(model: Any, method: str, options: MethodOptions) -> peft.LoraConfig:
-    known = model.config.model_type in TARGETS
-    return peft.LoraConfig(
+    is_known = model.config.model_type in TARGETS
+    by_table = method == "lora" and options.target_modules == "default" and is_known
+    config = peft.LoraConfig(
         task_type=_task(model),
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         # None: by PEFT's table
-        target_modules=None if known and method == "lora" else "all-linear",
+        target_modules=None if by_table else "all-linear",
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    replace_layers(config)
+    return config
 
 
 def _prefix(model: Any, options: MethodOptions) -> peft.PrefixTuningConfig:

@@ -3,11 +3,12 @@
 The peaks come from equal-time comparisons on SmolLM2-135M (batch 4, AdamW, bf16 autocast): full
 fine-tuning did best at 1e-4 among 2e-5 to 2e-4; partial training needs more, the less it trains:
 2e-4 at rho .7, 3e-4 at .5, 5e-4 at .4. Between them the logarithm of the rate is linear in rho;
-outside the measured range the nearest end holds. The other methods have one rate each, from the
+outside the measured range the nearest end holds. Other methods have one rate each, from the
 same model: 3e-4 for the last blocks (at rho .5, where 2e-4 and 4e-4 were tried), 2e-3 for LoRA
-(2.5e-4 to 4e-3, in runs of 64 to 250 steps), 1e-3 for LoRA on selected projections (5e-4 to 2e-3),
-1e-2 for prefixes (the only one tried; it learns slowly). Larger models usually want lower rates:
-set ``learning_rate`` or ``learning_rate_multiplier`` there.
+(2.5e-4 to 4e-3, in runs of 64 to 250 steps), 1e-2 for prefixes (the only one tried; it learns
+slowly). LoRA on selected projections has a rule of its own: 1e-3 at rho .7 and 2e-3 at .5 (5e-4 to
+2e-3). Larger models usually want lower rates: set ``learning_rate`` or
+``learning_rate_multiplier`` there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from core.training_options import Schedule
 
 #: shares, rising, and the logarithms of their peak rates
 _RULE: Final = ((0.4, 0.5, 0.7, 1.0), np.log([5e-4, 3e-4, 2e-4, 1e-4]))
-_OWN_PEAKS = {"last_k": 3e-4, "lora": 2e-3, "green_lora": 1e-3, "prefix": 1e-2}
+_LOW_RANK_RULE: Final = ((0.5, 0.7), np.log([2e-3, 1e-3]))
+_OWN_PEAKS: Final = {"last_k": 3e-4, "lora": 2e-3, "prefix": 1e-2}
 
 
 def peak_learning_rate(
@@ -51,7 +53,8 @@ def peak_learning_rates(
 ) -> npt.NDArray[np.float64]:
     """`peak_learning_rate` of many shares at once."""
     one = _OWN_PEAKS.get(method) if learning_rate is None else learning_rate
-    base = np.full_like(shares, one) if one is not None else np.exp(np.interp(shares, *_RULE))
+    rule = _LOW_RANK_RULE if method == "green_lora" else _RULE
+    base = np.full_like(shares, one) if one is not None else np.exp(np.interp(shares, *rule))
     return base * (1.0 if multiplier is None else multiplier)
 
 

@@ -139,6 +139,7 @@ def test_the_page_names_the_winner_of_each_budget_and_what_is_missing(cache, tmp
             for seed, off in ((0, -0.05), (1, 0.05)):
                 job = Job(contender=contender, budget=budget, rate=contender.rates[1], seed=seed)
                 _write(cache, job, losses[contender, budget] + off)
+    _write(cache, Job(contender=FULL, budget=0.2, rate=FULL.rates[1]), 3.5)
     _write(cache, Job(contender=FULL, budget=0.7, rate=FULL.rates[1]), 2.1)
 
     write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budget=SWEEP)
@@ -148,12 +149,14 @@ def test_the_page_names_the_winner_of_each_budget_and_what_is_missing(cache, tmp
         "| 0.5 | green 0.7 | 2.500 in 5.0 s | full | 3.000 in 5.0 s | -0.500 | one seed | green |"
         in page
     )
-    assert "| 0.7 | missing |  | full |" in page
-    wins = "| 2.200 in 10.0 ± 0.0 s | full | 2.000 in 10.0 ± 0.0 s | +0.200 | 0.100 | alternative |"
-    assert wins in page
+    assert "| 0.2 | missing |  | full |" in page
+    # nobody must spend all that it may
+    assert "| 0.7 | green 0.7 | 2.500 in 5.0 s | full | 2.100 in 7.0 s | +0.400 |" in page
+    assert "| 1 | green 0.7 | 2.020 in 9.0 ± 0.0 s | full | 2.000 in 10.0 ± 0.0 s |" in page
+    assert "| +0.020 | 0.100 | alternative, within the spread |" in page
     assert "| -0.030 | 0.100 | green, within the spread |" in page
     assert "Full fine-tuning is best at budget 1, 2.000; green does not reach that" in page
-    assert "| green 0.7 | 2.500 | missing | 2.020 ± 0.071 | 2.200 ± 0.071 |" in page
+    assert "| green 0.7 | missing | 2.500 | missing | 2.020 ± 0.071 | 2.200 ± 0.071 |" in page
     assert "did other work" not in page
 
 

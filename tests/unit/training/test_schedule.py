@@ -22,9 +22,14 @@ def test_the_measured_rates(rho, rate):
 
 def test_other_methods_have_rates_of_their_own_whatever_they_cost():
     for rho in (0.4, 0.7, 1.0):
-        for method in ("last_k", "lora", "green_lora", "prefix"):
+        for method in ("last_k", "lora", "prefix"):
             own = peak_learning_rate(rho, method=method)
             assert own == peak_learning_rate(0.5, method=method) > peak_learning_rate(1.0)
+
+
+@pytest.mark.parametrize(("rho", "rate"), [(1.0, 1e-3), (0.7, 1e-3), (0.5, 2e-3), (0.4, 2e-3)])
+def test_adapters_on_selected_projections_have_a_rule_of_their_own(rho, rate):
+    assert peak_learning_rate(rho, method="green_lora") == pytest.approx(rate)
 
 
 @given(st.floats(0.01, 1), st.floats(0.01, 1))
