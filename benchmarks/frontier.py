@@ -5,7 +5,8 @@
 FOLDER holds train.jsonl and validation.jsonl (default: the demo's docstring pairs, built here). A
 budget is a share of the seconds that full fine-tuning takes for --reference-steps steps. A
 contender gets as many steps as its own measured pace allows, its learning-rate schedule ends with
-the budget, and its peak rate is the best of a sweep at one budget. --grid main: full, green .7,
+the budget, and its peak rate is the best of a sweep at the last --sweep-budgets not beyond it.
+--grid main: full, green .7,
 LoRA, last_k; all: further rhos, prefix, LoRA on the selected tensors, Hugging Face's Trainer.
 
 One process a run (--jobs: so many at a time), one JSON file a run under --runs; what is there is
@@ -37,7 +38,7 @@ from benchmarks.processes import run_all
 from core.settings import DEMO_MODEL
 
 BUDGETS = (0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
-SWEEP_BUDGET = 0.3
+SWEEP_BUDGETS = (0.3, 0.7)
 
 
 def main(words: Sequence[str]) -> int:
@@ -58,7 +59,7 @@ def main(words: Sequence[str]) -> int:
         _print_plan(cache, _missing(arguments, cache, contenders))
         return 0
     failed = _run_missing(arguments, cache, contenders)
-    write_page(arguments.runs, arguments.out, sweep_budget=arguments.sweep_budget)
+    write_page(arguments.runs, arguments.out, sweep_budgets=arguments.sweep_budgets)
     print(f"wrote {arguments.out}")
     if failed:
         print(f"failed: {'; '.join(job.text for job in failed)}", file=sys.stderr)
@@ -74,7 +75,9 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=40, help="held-out examples, for loss")
     parser.add_argument("--questions", type=int, default=16, help="of them, for ROUGE-L; 0: none")
     parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="shares")
-    parser.add_argument("--sweep-budget", type=float, default=SWEEP_BUDGET, help="of the rates")
+    parser.add_argument(
+        "--sweep-budgets", type=float, nargs="+", default=SWEEP_BUDGETS, help="of the rates"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--grid", choices=("main", "all"), default="main")
     parser.add_argument("--only", nargs="+", help="contenders by label; overrules --grid")
@@ -105,7 +108,7 @@ def _missing(
         cache,
         contenders,
         budgets=arguments.budgets,
-        sweep_budget=arguments.sweep_budget,
+        sweep_budgets=arguments.sweep_budgets,
         seeds=arguments.seeds,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.budget_run import CHECKPOINTS, FULL, MAIN, RATE_FACTORS, SIDE, Contender, efficient
-from benchmarks.frontier_plan import MOST_RATES, RATE_STEP, Cache, Job, Settings
+from benchmarks.frontier_plan import MOST_RATES, RATE_STEP, Cache, Job, Settings, sweep_of
 from benchmarks.measure import mean_text, table
 from benchmarks.plot import line_plot
 
@@ -32,8 +32,9 @@ class Found:
     contenders: tuple[Contender, ...]
     budgets: tuple[float, ...]
     cells: Cells
-    rates: Mapping[str, float]
-    sweep_budget: float
+    #: label, budget of the sweep -> its best rate
+    rates: Mapping[tuple[str, float], float]
+    sweep_budgets: Sequence[float]
 
     @property
     def rows(self) -> list[Row]:
@@ -55,20 +56,20 @@ class Found:
         return statistics.stdev(losses) if len(losses) > 1 else None
 
 
-def write_page(runs: Path, out: Path, *, sweep_budget: float) -> None:
+def write_page(runs: Path, out: Path, *, sweep_budgets: Sequence[float]) -> None:
     """``out`` and, beside it, one plot for each data set under ``runs``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     parts = []
     for file in sorted(runs.glob("*/settings.json")):
         cache = Cache(file.parent, Settings(**json.loads(file.read_text())))
-        parts += data_set(cache, out, sweep_budget=sweep_budget)
-    lines = ["# Quality for a budget", method(sweep_budget), *(parts or ["No runs yet."])]
+        parts += data_set(cache, out, sweep_budgets=sweep_budgets)
+    lines = ["# Quality for a budget", method(sweep_budgets), *(parts or ["No runs yet."])]
     out.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
 
 
-def data_set(cache: Cache, out: Path, *, sweep_budget: float) -> list[str]:
+def data_set(cache: Cache, out: Path, *, sweep_budgets: Sequence[float]) -> list[str]:
     """Paragraphs for the page ``out``, beside which the plot is written; none without runs."""
-    found = _found(cache, sweep_budget)
+    found = _found(cache, sweep_budgets)
     if not found.rows:
         return []
     links = []
@@ -83,24 +84,23 @@ def data_set(cache: Cache, out: Path, *, sweep_budget: float) -> list[str]:
     return _data_set(found, links)
 
 
-def _found(cache: Cache, sweep_budget: float) -> Found:
+def _found(cache: Cache, sweep_budgets: Sequence[float]) -> Found:
     """The cells are the runs at each contender's best rate: a sweep's losers are no cells."""
     cells: dict[tuple[str, float], list[Row]] = {}
-    rates = {}
+    rates: dict[tuple[str, float], float] = {}
     everything = [json.loads(p.read_text()) for p in sorted(cache.folder.glob("*-seed*.json"))]
     contenders = (*MAIN, *efficient(), *SIDE)
     for contender in contenders:
-        rate = cache.best_rate(contender, sweep_budget)
-        if rate is None:
-            continue
-        rates[contender.label] = rate
+        for budget in sweep_budgets:
+            rate = cache.best_rate(contender, budget, sweep_budgets)
+            if rate is not None:
+                rates[contender.label, budget] = rate
         for row in everything:
-            if (row["label"], row["rate"]) == (contender.label, rate):
+            sweep = sweep_of(row["budget"], sweep_budgets)
+            if row["label"] == contender.label and row["rate"] == rates.get((row["label"], sweep)):
                 timed = {**row, "seconds": row["paced_s"]} if cache.settings.paced_by else row
                 cells.setdefault((contender.label, row["budget"]), []).append(timed)
-    present = tuple(
-        c for c in contenders if c.label in rates or cache.found(Job(contender=c)) is not None
-    )
+    present = tuple(c for c in contenders if cache.found(Job(contender=c)) is not None)
     budgets = tuple(sorted({budget for _, budget in cells}))
     return Found(
         cache=cache,
@@ -108,11 +108,12 @@ def _found(cache: Cache, sweep_budget: float) -> Found:
         budgets=budgets,
         cells=cells,
         rates=rates,
-        sweep_budget=sweep_budget,
+        sweep_budgets=sweep_budgets,
     )
 
 
-def method(sweep_budget: float) -> str:
+def method(sweep_budgets: Sequence[float]) -> str:
+    sweeps = ", ".join(f"{budget:g}" for budget in sweep_budgets)
     points = ", ".join(f"{share:.0%}" for share in CHECKPOINTS)
     factors = ", ".join(f"{factor:g}" for factor in RATE_FACTORS)
     return (
@@ -121,7 +122,8 @@ def method(sweep_budget: float) -> str:
         "measured pace allows within its budget, its linear schedule ends there. Peak rates: the "
         f"best of {factors} times greentune's rule for the method (and on by factors of "
         f"{RATE_STEP:g} where the best is at an edge, up to {MOST_RATES} rates), by validation "
-        f"loss at budget {sweep_budget:g}, seed 0. "
+        f"loss, seed 0, at the last of these budgets that is not beyond the one in question: "
+        f"{sweeps}. "
         f"Early stopping for all: validated after {points} of the steps, the best weights kept and "
         "judged, the whole run counted. Nobody must spend all that it may: a verdict takes each "
         "contender's best budget up to the one in question, by mean validation loss. "
@@ -330,24 +332,29 @@ def _paces(found: Found) -> str:
         pace = found.cache.pace(contender)
         if pace is None or full is None:
             continue
-        rate = found.rates.get(contender.label)
-        tried = [job.rate for job in found.cache.sweep(contender, found.sweep_budget)]
-        is_edge = rate in (tried[0], tried[-1])
-        shown = MISSING if rate is None else f"{rate:.2g}{' (the edge of its sweep)' * is_edge}"
         rows.append(
             [
                 contender.label,
                 f"{pace.step_s:.3f}",
                 f"{pace.step_s / full.step_s:.3f}",
                 f"{pace.selection_s:.2f}",
-                shown,
+                *(_rate(found, contender, budget) for budget in found.sweep_budgets),
             ]
         )
     meters = sorted({kind for row in found.rows for kind in row["joules"]})
     precisions = sorted({row["precision"] for row in found.rows})
     note = f"Joules by: {', '.join(meters) or 'no source'}. Precision: {', '.join(precisions)}."
-    head = ("method", "s/step", "to full", "s/selection", "best rate")
+    best = (f"best rate at {budget:g}" for budget in found.sweep_budgets)
+    head = ("method", "s/step", "to full", "s/selection", *best)
     return f"{table(head, rows)}\n\n{note}"
+
+
+def _rate(found: Found, contender: Contender, sweep_budget: float) -> str:
+    rate = found.rates.get((contender.label, sweep_budget))
+    if rate is None:
+        return MISSING
+    tried = [job.rate for job in found.cache.sweep(contender, sweep_budget)]
+    return f"{rate:.2g}{' (the edge of its sweep)' * (rate in (tried[0], tried[-1]))}"
 
 
 _JOULES: Final = "energy_j"

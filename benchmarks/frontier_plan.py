@@ -1,8 +1,9 @@
 """Which runs the frontier needs, which are done, and what each will take. Trains nothing.
 
 A folder of JSON files, one a run: calibrations first (what a step of each contender takes, which
-turns a budget of seconds into a number of steps), then a sweep of learning rates at one budget,
-then every budget and seed at the contender's best rate of that sweep.
+turns a budget of seconds into a number of steps), then sweeps of learning rates at one budget or
+more, then every budget and seed at the contender's best rate of the sweep at the last of these that
+is not beyond the budget.
 """
 
 from __future__ import annotations
@@ -119,9 +120,11 @@ class Cache:
                 break
         return [_at(contender, budget, rate) for rate in rates]
 
-    def best_rate(self, contender: Contender, sweep_budget: float) -> float | None:
-        """Of the lowest validation loss in the sweep; None until all its rates are run."""
-        losses = self._losses(self.sweep(contender, sweep_budget))
+    def best_rate(
+        self, contender: Contender, budget: float, sweep_budgets: Sequence[float]
+    ) -> float | None:
+        """Of the lowest validation loss in the budget's sweep; None until all its rates are run."""
+        losses = self._losses(self.sweep(contender, sweep_of(budget, sweep_budgets)))
         return None if losses is None else min(losses, key=lambda rate: losses[rate])
 
     def _losses(self, jobs: Sequence[Job]) -> dict[float, float] | None:
@@ -150,6 +153,11 @@ class Cache:
         return _START_S + step_s * (steps + settings.n_questions * _ANSWER_STEPS)
 
 
+def sweep_of(budget: float, sweep_budgets: Sequence[float]) -> float:
+    """The sweep that ``budget`` takes its rate from."""
+    return max((each for each in sweep_budgets if each <= budget), default=min(sweep_budgets))
+
+
 def _at(contender: Contender, budget: float, rate: float) -> Job:
     return Job(contender=contender, budget=budget, rate=rate)
 
@@ -164,7 +172,7 @@ def missing(
     contenders: Sequence[Contender],
     *,
     budgets: Sequence[float],
-    sweep_budget: float,
+    sweep_budgets: Sequence[float],
     seeds: Sequence[int],
 ) -> list[Job]:
     """What is not done yet, in the order in which it is best done: those whose rate is None cannot
@@ -175,8 +183,9 @@ def missing(
     wanted = [Job(contender=contender) for contender in needed]
     feasible = [c for c in dict.fromkeys(contenders) if cache.rho_min(c) is None]
     for contender in feasible:
-        wanted += cache.sweep(contender, sweep_budget)
-    wanted += _grid(cache, feasible, budgets, sweep_budget, seeds)
+        for budget in sweep_budgets:
+            wanted += cache.sweep(contender, budget)
+    wanted += _grid(cache, feasible, budgets, sweep_budgets, seeds)
     unique = dict.fromkeys(wanted)
     return [job for job in unique if job.is_open or not cache.file(job).exists()]
 
@@ -185,13 +194,13 @@ def _grid(
     cache: Cache,
     contenders: Sequence[Contender],
     budgets: Sequence[float],
-    sweep_budget: float,
+    sweep_budgets: Sequence[float],
     seeds: Sequence[int],
 ) -> Iterator[Job]:
     for seed in seeds:
         for budget in budgets:
             for contender in contenders:
-                rate = cache.best_rate(contender, sweep_budget)
-                if rate is None and (budget, seed) == (sweep_budget, SWEEP_SEED):
+                rate = cache.best_rate(contender, budget, sweep_budgets)
+                if rate is None and seed == SWEEP_SEED and budget in sweep_budgets:
                     continue  # the sweep holds it
                 yield Job(contender=contender, budget=budget, rate=rate, seed=seed)

@@ -24,6 +24,8 @@ CONTENDERS: Final = (
     FULL,
     *(Contender(method="green", rho=rho) for rho in (0.7, 0.5, 0.4)),
     Contender(method="last_k", k=2),
+    *(Contender(method="green_lora", rho=rho) for rho in (0.7, 0.5)),
+    Contender(method="lora", is_everywhere=True),
     Contender(method="lora"),
     Contender(method="prefix"),
 )

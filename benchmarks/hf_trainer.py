@@ -77,9 +77,7 @@ def train_with_trainer(
         rate: peak learning rate.
     """
     model = prepared.loaded.model
-    for module in model.modules():
-        if isinstance(module, LowRankLinear):
-            module.__class__ = lora.Linear  # what PEFT itself would have put there
+    put_back_pefts_layers(model)
     planned = _Planned(prepared)
     options = prepared.training
     with tempfile.TemporaryDirectory() as folder:
@@ -116,6 +114,13 @@ def train_with_trainer(
         # its autocast stays around the forward pass otherwise
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
     return _costs(prepared, planned)
+
+
+def put_back_pefts_layers(model: Any) -> None:
+    """What PEFT itself would have put around projections, in place of ours; the tensors stay."""
+    for module in model.modules():
+        if isinstance(module, LowRankLinear):
+            module.__class__ = lora.Linear
 
 
 def _is_bfloat16() -> bool:

@@ -46,10 +46,14 @@ class Contender:
     rho: float | None = None
     importance: str = "importance"
     k: int | None = None
+    #: of lora: every linear projection
+    is_everywhere: bool = False
 
     @property
     def label(self) -> str:
         parts = [self.method if self.k is None else f"last {self.k} blocks"]
+        if self.is_everywhere:
+            parts.append("all-linear")
         if self.rho is not None:
             parts.append(f"{self.rho:g}")
         if self.importance != "importance":
@@ -63,8 +67,13 @@ BASELINES: Final = (
     Contender(method="lora"),
 )  # fmt: skip
 GREEN: Final = tuple(Contender(method="green", rho=rho) for rho in SWEEP)
-GREEN_LORA: Final = tuple(Contender(method="green_lora", rho=rho) for rho in (0.5, 0.6))
-MAIN: Final = (*BASELINES, *(c for c in GREEN if c.rho in {0.5, 0.7}), *GREEN_LORA)
+GREEN_LORA: Final = tuple(Contender(method="green_lora", rho=rho) for rho in (0.5, 0.6, 0.7))
+MAIN: Final = (
+    *BASELINES,
+    Contender(method="lora", is_everywhere=True),
+    *(c for c in GREEN if c.rho in {0.5, 0.7}),
+    *GREEN_LORA,
+)
 ABLATION: Final = tuple(
     Contender(method="green", rho=rho, importance=importance)
     for rho in ABLATION_RHOS

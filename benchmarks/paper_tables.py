@@ -225,7 +225,10 @@ def _spec(arguments: argparse.Namespace, contender: Contender, seed: int) -> Job
         ),
         green=GreenOptions(
             method=contender.method,  # type: ignore[arg-type]  checked by GreenOptions
-            options=MethodOptions(k=contender.k),
+            options=MethodOptions(
+                k=contender.k,
+                target_modules="all-linear" if contender.is_everywhere else "default",
+            ),
             importance=contender.importance,  # type: ignore[arg-type]  checked by GreenOptions
             rho=contender.rho or "auto",
         ),

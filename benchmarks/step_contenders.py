@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.hf_trainer import put_back_pefts_layers
 from core.spec import MethodOptions
 from core.training.adapters import add_adapters
+from core.training.costs import FlopsProfile
 from core.training.importance import measure_importance
 from core.training.memory import estimate
 from core.training.methods import SelectionPoint, method_named
@@ -22,6 +24,7 @@ from worker.prepare import Prepared
 
 RHOS = (0.7, 0.5, 0.4)
 RATE, MAX_NORM = 1e-6, 1.0
+_BY_PEFT = "PEFT's layers"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -180,17 +183,33 @@ def _routed(route: str, step: Callable[[Batch], None]) -> Callable[[Batch], None
 
 
 def _methods(prepared: Prepared, batches: Sequence[Batch], full: Ours) -> list[Contender]:
-    """Full fine-tuning, green at several rho and LoRA; shares are of the rounds' batches."""
+    """Full fine-tuning, green at several rho and adapters; shares are of the rounds' batches."""
     model, prices = prepared.loaded.model, prepared.prices
+    shapes = [full.inputs(batch).shape for batch in batches]
     lines = {"full": (full, prices)}
     for rho in RHOS:
-        lines[f"green {rho:g}"] = Ours(model, _selected(prepared, batches[0], rho)), prices
-    lora = add_adapters(
-        copy.deepcopy(model), "lora", MethodOptions(), base_name="base", seed=prepared.spec.seed
-    )
-    trained = [name for name, parameter in lora.named_parameters() if parameter.requires_grad]
-    lines["lora"] = Ours(lora, trained), price_steps(lora)
-    shapes = [full.inputs(batch).shape for batch in batches]
+        names = _selected("green", model, prepared.profile, batches[0], rho)
+        lines[f"green {rho:g}"] = Ours(model, names), prices
+    everywhere = MethodOptions(target_modules="all-linear")
+    for label, method, options, rho in (
+        ("lora", "lora", MethodOptions(), None),
+        (f"lora, {_BY_PEFT}", "lora", MethodOptions(), None),
+        (f"lora, {_BY_PEFT}, dropout .1", "lora", MethodOptions(dropout=0.1), None),
+        ("lora all-linear", "lora", everywhere, None),
+        (f"lora all-linear, {_BY_PEFT}", "lora", everywhere, None),
+        ("green_lora 0.7", "green_lora", MethodOptions(), 0.7),
+        ("green_lora 0.5", "green_lora", MethodOptions(), 0.5),
+    ):
+        adapted = add_adapters(
+            copy.deepcopy(model), method, options, base_name="base", seed=prepared.spec.seed
+        )
+        if _BY_PEFT in label:
+            put_back_pefts_layers(adapted)
+        names = tuple(n for n, parameter in adapted.named_parameters() if parameter.requires_grad)
+        own = price_steps(adapted).against(prices, names)
+        if rho is not None:
+            names = _selected(method, adapted, own.mean_profile(shapes), batches[0], rho)
+        lines[label] = Ours(adapted, names), own
     full_flops = sum(map(prices.full, shapes))
     found = []
     for numerics in (choose_numerics(precision="fp32"), choose_numerics(precision="bf16")):
@@ -205,14 +224,15 @@ def _methods(prepared: Prepared, batches: Sequence[Batch], full: Ours) -> list[C
     return found
 
 
-def _selected(prepared: Prepared, probe: Batch, rho: float) -> tuple[str, ...]:
-    model = prepared.loaded.model
+def _selected(
+    method: str, model: Any, profile: FlopsProfile, probe: Batch, rho: float
+) -> tuple[str, ...]:
     step, parameters = LossStep(model), dict(model.named_parameters())
     optimiser = SelectiveAdamW(parameters, weight_decay=0.0)
-    connected = {name: parameters[name] for name in prepared.profile.trainable}
-    choice = method_named("green").choose(
+    connected = {name: parameters[name] for name in profile.trainable}
+    choice = method_named(method).choose(
         SelectionPoint(
-            profile=prepared.profile,
+            profile=profile,
             rho=rho,
             measure_importance=lambda: measure_importance(
                 step, [step.inputs(probe)], connected, optimiser, learning_rate=1e-4

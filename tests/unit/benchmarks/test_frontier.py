@@ -62,14 +62,14 @@ def _write(cache, job, loss=1.0, **values):
     cache.file(job).write_text(json.dumps(found))
 
 
-def _plan(cache, contenders, budgets=(SWEEP, 1.0), seeds=(0, 1)):
-    return missing(cache, contenders, budgets=budgets, sweep_budget=SWEEP, seeds=seeds)
+def _plan(cache, contenders, budgets=(SWEEP, 1.0), seeds=(0, 1), sweeps=(SWEEP,)):
+    return missing(cache, contenders, budgets=budgets, sweep_budgets=sweeps, seeds=seeds)
 
 
-def _work_off(cache, contenders, losses):
+def _work_off(cache, contenders, losses, **plan):
     """Do every planned job by writing ``losses(job)``; the jobs in their order."""
     done = []
-    while jobs := _plan(cache, contenders):
+    while jobs := _plan(cache, contenders, **plan):
         assert jobs[0].budget is None or jobs[0].rate is not None, "it could not be run"
         _write(cache, jobs[0], 0.0 if jobs[0].rate is None else losses(jobs[0]))
         done.append(jobs[0])
@@ -92,6 +92,22 @@ def test_every_budget_and_seed_is_run_once_at_the_sweeps_best_rate(cache):
         assert {job.rate for job in runs[3:]} == {best[contender]}
 
 
+def test_a_budget_takes_its_rate_from_the_last_sweep_that_is_not_beyond_it(cache):
+    low, middle, _ = FULL.rates
+    late = 0.8
+
+    def losses(job):
+        return abs(math.log(job.rate / (middle if job.budget < late else low)))
+
+    budgets = (0.2, SWEEP, 0.7, late, 1.0)
+    done = _work_off(cache, [FULL], losses, budgets=budgets, sweeps=(SWEEP, late))
+
+    rates = {job.budget: job.rate for job in done if job.seed == 1}
+    assert rates == {0.2: middle, SWEEP: middle, 0.7: middle, late: low, 1.0: low}
+    swept = {(job.budget, job.rate) for job in done if job.seed == 0}
+    assert {(late, low), (late, middle), (SWEEP, low)} <= swept
+
+
 def test_plans_as_many_runs_before_as_after_sweeps_that_need_not_go_on(cache):
     before = _plan(cache, [FULL, GREEN])
     done = _work_off(cache, [FULL, GREEN], lambda job: abs(job.rate - job.contender.rule))
@@ -101,7 +117,7 @@ def test_plans_as_many_runs_before_as_after_sweeps_that_need_not_go_on(cache):
 @pytest.mark.parametrize("best", [2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4])
 def test_a_sweep_goes_on_until_the_best_rate_has_neighbours(cache, best):
     done = _work_off(cache, [FULL], lambda job: abs(math.log(job.rate / best)))
-    assert cache.best_rate(FULL, SWEEP) == pytest.approx(best)
+    assert cache.best_rate(FULL, SWEEP, (SWEEP,)) == pytest.approx(best)
     rates = sorted({job.rate for job in done if (job.budget, job.seed) == (SWEEP, 0)})
     assert rates[0] < best < rates[-1]
 
@@ -115,7 +131,7 @@ def test_a_contender_that_is_not_feasible_is_dropped_and_named(cache, tmp_path):
     _write(cache, Job(contender=GREEN), rho_min=0.75)
     jobs = _work_off(cache, [FULL, GREEN], lambda _job: 1.0)
     assert {job.contender for job in jobs} == {FULL}
-    write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budget=SWEEP)
+    write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     assert "| green 0.7 | not feasible, lowest rho 0.750 |" in (tmp_path / "page.md").read_text()
 
 
@@ -142,7 +158,7 @@ def test_the_page_names_the_winner_of_each_budget_and_what_is_missing(cache, tmp
     _write(cache, Job(contender=FULL, budget=0.2, rate=FULL.rates[1]), 3.5)
     _write(cache, Job(contender=FULL, budget=0.7, rate=FULL.rates[1]), 2.1)
 
-    write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budget=SWEEP)
+    write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     page = (tmp_path / "page.md").read_text()
 
     assert (
@@ -164,14 +180,14 @@ def test_seconds_of_a_loaded_machine_are_disowned(cache, tmp_path):
     _write(cache, Job(contender=FULL))
     for job in cache.sweep(FULL, SWEEP):
         _write(cache, job, abs(job.rate - FULL.rule), load=[0.5, 6.2])
-    (text,) = [part for part in data_set(cache, tmp_path / "page.md", sweep_budget=SWEEP)
+    (text,) = [part for part in data_set(cache, tmp_path / "page.md", sweep_budgets=(SWEEP,))
                if "other work" in part]  # fmt: skip
     assert "load up to 6.2" in text
     assert "seconds say nothing" in text
 
 
 def test_a_page_without_runs_says_so(tmp_path):
-    write_page(tmp_path / "none", tmp_path / "page.md", sweep_budget=SWEEP)
+    write_page(tmp_path / "none", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     assert "No runs yet." in (tmp_path / "page.md").read_text()
 
 
@@ -270,7 +286,7 @@ def test_end_to_end_one_process_a_run_and_what_is_there_is_not_run_again(
     words = [
         "--data", str(data), "--model", str(tiny_model), "--runs", str(tmp_path / "runs"),
         "--out", str(tmp_path / "page.md"), "--reference-steps", "6", "--validation", "8",
-        "--questions", "2", "--budgets", "1", "--sweep-budget", "1", "--only", "full",
+        "--questions", "2", "--budgets", "1", "--sweep-budgets", "1", "--only", "full",
     ]  # fmt: skip
     assert frontier.main([*words, "--plan"]) == 0
     planned = capsys.readouterr().out
@@ -311,7 +327,7 @@ def test_budgets_may_be_seconds_of_another_machine(data, tiny_model, tmp_path):
     words = [
         "--data", str(data), "--model", str(tiny_model), "--runs", str(tmp_path / "runs"),
         "--out", str(tmp_path / "page.md"), "--reference-steps", "2", "--validation", "8",
-        "--questions", "0", "--budgets", "1", "--sweep-budget", "1", "--only", "full",
+        "--questions", "0", "--budgets", "1", "--sweep-budgets", "1", "--only", "full",
         "--paces", str(paces), "--jobs", "2",
     ]  # fmt: skip
     assert frontier.main(words) == 0
