@@ -337,7 +337,7 @@ class Training:
             batch_size=training.batch_size,
             learning_rate=peak_learning_rate(
                 rho,
-                method=claim.spec.green.method,
+                method=prepared.method.rate_rule,
                 learning_rate=training.learning_rate,
                 multiplier=training.learning_rate_multiplier,
             ),

@@ -118,7 +118,7 @@ class FitJob:
         options = self.training
         return peak_learning_rates(
             shares,
-            method=self.method.name,
+            method=self.method.rate_rule,
             learning_rate=options.learning_rate,
             multiplier=options.learning_rate_multiplier,
         )

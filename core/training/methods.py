@@ -85,6 +85,10 @@ class Method(Protocol):
     def name(self) -> str: ...
 
     @property
+    def rate_rule(self) -> str:
+        """The method whose peak learning rates it takes (`core.training.schedule`)."""
+
+    @property
     def reselects(self) -> bool:
         """Whether a later selection point may choose otherwise."""
 
@@ -109,6 +113,7 @@ class Everything:
     """
 
     name: str
+    rate_rule: str
     reselects = False
     ranks = False
 
@@ -136,7 +141,7 @@ class Green:
     """
 
     is_efficient: bool = False
-    name = "green"
+    name = rate_rule = "green"
     reselects = True
     ranks = True
 
@@ -178,7 +183,7 @@ class GreenLora:
     """
 
     is_efficient: bool = False
-    name = "green_lora"
+    name = rate_rule = "green_lora"
     reselects = True
     ranks = True
 
@@ -232,7 +237,7 @@ class LastK:
     """
 
     k: int | None = None
-    name = "last_k"
+    name = rate_rule = "last_k"
     ranks = False
 
     @property
@@ -340,13 +345,15 @@ def method_named(
     Raises:
         UnsupportedMethod: lists the known ones.
     """
-    k = None if options is None else options.k
+    options = options or MethodOptions()
+    # adapters on every projection want the rates of adapters that were chosen among these
+    lora_rule = "green_lora" if options.target_modules == "all-linear" else "lora"
     methods: dict[str, Method] = {
-        "full": Everything("full"),
+        "full": Everything("full", rate_rule="full"),
         "green": Green(is_efficient),
-        "last_k": LastK(k),
-        "lora": Everything("lora"),
-        "prefix": Everything("prefix"),
+        "last_k": LastK(options.k),
+        "lora": Everything("lora", rate_rule=lora_rule),
+        "prefix": Everything("prefix", rate_rule="prefix"),
         "green_lora": GreenLora(is_efficient),
     }
     if name not in methods:

@@ -28,6 +28,7 @@ from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
 from core.training.optimiser import SelectiveAdamW
 from core.training.pricing import price_steps, profile_shape
+from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
 from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
@@ -311,3 +312,22 @@ def test_the_profile_of_an_adapter_alone():
     assert both.step_flops(["a", "b"]) == pytest.approx(whole.step_flops(whole.trainable[:5]))
     assert both.full_flops == whole.full_flops
     assert type(part).from_dict(part.to_dict()) == part
+
+
+def test_lora_on_every_projection_covers_them_and_takes_the_rates_of_such_adapters():
+    everywhere = MethodOptions(r=2, target_modules="all-linear")
+    model = add_adapters(tiny_model("llama"), "lora", everywhere, base_name="tiny", seed=5)
+    covered = {
+        name.partition(".lora_")[0] for name, p in model.named_parameters() if "lora_" in name
+    }
+    linear = {n for n, m in tiny_model("llama").named_modules() if isinstance(m, torch.nn.Linear)}
+    assert {name.removeprefix("base_model.model.") for name in covered} == linear - {"lm_head"}
+    rule = method_named("lora", everywhere).rate_rule
+    assert peak_learning_rate(0.7, method=rule) < peak_learning_rate(0.7, method="lora")
+    assert method_named("lora").rate_rule == "lora"
+
+
+def test_target_modules_nobody_knows_are_refused_by_name():
+    with pytest.raises(InvalidInput, match="default or all-linear") as caught:
+        MethodOptions(target_modules="attention")
+    assert caught.value.param == "green.options.target_modules"

@@ -73,7 +73,7 @@ class Scripted:
     """Trains what it is told, one entry for each selection point."""
 
     script: list
-    name = "green"
+    name = rate_rule = "green"
     reselects = True
     ranks = True
 
