@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 
 
-class LowRankLinear(lora.Linear):  # type: ignore[misc]  PEFT is not typed
+class LowRankLinear(lora.Linear):  # type: ignore[misc]
     """``base_layer`` plus ``scaling * B A``: A (r, I), B (O, r).
 
     Attributes:

@@ -7,8 +7,8 @@ outside the measured range the nearest end holds. Other methods have one rate ea
 same model: 3e-4 for the last blocks (at rho .5, where 2e-4 and 4e-4 were tried), 2e-3 for LoRA
 (2.5e-4 to 4e-3, in runs of 64 to 250 steps), 1e-2 for prefixes (the only one tried; it learns
 slowly). LoRA on selected projections has a rule of its own: 1e-3 at rho .7 and 2e-3 at .5 (5e-4 to
-2e-3); LoRA on every projection takes it too. Larger models usually want lower rates: set ``learning_rate`` or
-``learning_rate_multiplier`` there.
+2e-3); LoRA on every projection takes it too. Larger models usually want lower rates: set
+``learning_rate`` or ``learning_rate_multiplier`` there.
 """
 
 from __future__ import annotations
