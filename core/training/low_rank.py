@@ -48,8 +48,9 @@ class LowRankLinear(lora.Linear):  # type: ignore[misc]
             weight_OI = base.weight.t() if self.is_target_conv_1d_layer else base.weight
             fused: Tensor = _Fused.apply(x, weight_OI, base.bias, first, second, scale)  # type: ignore[no-untyped-call]
             return fused
-        low = F.linear(dropout(x), first) * scale
-        out: Tensor = self.base_layer(x) + F.linear(low, second)
+        # PEFT keeps factors in float32 beside a projection of less
+        low = F.linear(dropout(x), first.to(x.dtype)) * scale
+        out: Tensor = self.base_layer(x) + F.linear(low, second.to(x.dtype))
         return out
 
 

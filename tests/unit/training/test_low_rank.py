@@ -86,6 +86,20 @@ def _distance(found, exact):
     return (squares / sum(float(each.norm() ** 2) for each in exact.values())) ** 0.5
 
 
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_factors_may_be_float32_beside_a_projection_of_less(is_fused):
+    model = tiny_model("llama").to(torch.bfloat16)
+    options = MethodOptions(r=2, target_modules="all-linear")
+    model = add_adapters(
+        model, "lora", options, base_name="tiny", seed=5, recomputes=not is_fused
+    ).eval()
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    _, found = _learnt(model, "llama")
+    assert all(torch.isfinite(gradient).all() for gradient in found.values())
+    assert any(gradient.any() for gradient in found.values())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_set_of_adapters_costs_what_was_predicted(kind):
     model, is_pair = _adapted(kind), kind in PAIRS
