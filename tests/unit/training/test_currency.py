@@ -200,6 +200,7 @@ def test_measuring_is_paid_out_of_rho():
 
         name, reselects, ranks = job.method.name, False, True
         rho_min, quality = job.method.rho_min, job.method.quality
+        rate_rule = job.method.rate_rule
 
         def choose(self, point):
             points.append(point)
@@ -247,6 +248,7 @@ def test_efficient_is_the_best_drop_for_a_second():
 
         name, reselects, ranks = job.method.name, True, True
         rho_min, quality = job.method.rho_min, job.method.quality
+        rate_rule = job.method.rate_rule
 
         def choose(self, point):
             measured.update(point.measure_importance())

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from core.errors import InvalidInput
+from core.spec import MethodOptions
 from core.training.interval import Spared
 from core.training.methods import method_named
 from core.training_options import TrainingOptions
 from worker import reuse as module
 from worker.reuse import prefix_reuse
 
-GREEN, LAST = method_named("green"), method_named("last_k", SimpleNamespace(k=1))
+GREEN, LAST = method_named("green"), method_named("last_k", MethodOptions(k=1))
 
 
 SPARED = Spared(boundary={}, flops=(1.0,))
