@@ -24,9 +24,10 @@ from benchmarks.hf_trainer import train_with_trainer
 from benchmarks.measure import Gauge, load, machine, synchronise
 from core.errors import InvalidInput
 from core.settings import Settings
-from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
+from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions, TargetModules
 from core.training.evaluate import evaluate
 from core.training.hooks import Control, FitResult, Hook, SelectionRecord, StartRecord, StepRecord
+from core.training.methods import method_named
 from core.training.numerics import choose_numerics
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep, needs_mask
@@ -57,8 +58,8 @@ class Contender:
     engine: Engine = "greentune"
     #: of last_k: so many blocks; None: as many as rho pays for
     k: int | None = None
-    #: of lora: every linear projection, not those of PEFT's table alone
-    is_everywhere: bool = False
+    #: of lora
+    target_modules: TargetModules = "default"
 
     @property
     def label(self) -> str:
@@ -67,15 +68,20 @@ class Contender:
         if self.k is not None:
             return f"last {self.k} blocks"
         shown = f"{self.rho:g}" if isinstance(self.rho, float) else self.rho or ""
-        return f"{self.method} {'all-linear' if self.is_everywhere else shown}".strip()
+        if self.target_modules != "default":
+            shown = self.target_modules
+        return f"{self.method} {shown}".strip()
+
+    @property
+    def options(self) -> MethodOptions:
+        return MethodOptions(k=self.k, target_modules=self.target_modules)
 
     @property
     def rule(self) -> float:
         """The peak learning rate that greentune would take."""
         share = self.rho if isinstance(self.rho, float) else 1.0 if self.rho is None else 0.7
-        # what LoRA on every projection wants is what green_lora wants of them
-        method = "green_lora" if self.is_everywhere else self.method
-        return peak_learning_rate(share, method=method)
+        rule = method_named(self.method, self.options).rate_rule
+        return peak_learning_rate(share, method=rule)
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -90,7 +96,7 @@ MAIN: Final = (
     Contender(method="green", rho=0.7),
     Contender(method="green_lora", rho=0.7),
     Contender(method="green_lora", rho=0.6),
-    Contender(method="lora", is_everywhere=True),
+    Contender(method="lora", target_modules="all-linear"),
     Contender(method="lora"),
     Contender(method="last_k", rho=0.5),
 )
@@ -166,10 +172,7 @@ def prepared_for(
         green=GreenOptions(
             method=contender.method,  # type: ignore[arg-type]  checked there
             rho=rho,
-            options=MethodOptions(
-                k=contender.k,
-                target_modules="all-linear" if contender.is_everywhere else "default",
-            ),
+            options=contender.options,
         ),
         eval=asked if task.n_questions else None,
     )

@@ -6,8 +6,8 @@ FOLDER holds train.jsonl and validation.jsonl (default: the demo's docstring pai
 budget is a share of the seconds that full fine-tuning takes for --reference-steps steps. A
 contender gets as many steps as its own measured pace allows, its learning-rate schedule ends with
 the budget, and its peak rate is the best of a sweep at the last --sweep-budgets not beyond it.
---grid main: full, green .7,
-LoRA, last_k; all: further rhos, prefix, LoRA on the selected tensors, Hugging Face's Trainer.
+--grid main: full, green .7, green_lora, LoRA, last_k; all: further rhos, prefix, Hugging Face's
+Trainer.
 
 One process a run (--jobs: so many at a time), one JSON file a run under --runs; what is there is
 not run again, so the work can be cut into pieces (--at-most, --only). --plan prints the runs that

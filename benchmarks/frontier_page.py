@@ -46,9 +46,9 @@ class Found:
 
     def settled(self, label: str, budget: float) -> float | None:
         """Of the budgets up to this one, that whose runs ended lowest; None without runs."""
-        known = {b: loss for b in self.budgets if (loss := self.loss(label, b)) is not None}
-        within = [b for b in known if b <= budget]
-        return min(within, key=lambda b: known[b], default=None)
+        losses = {b: self.loss(label, b) for b in self.budgets if b <= budget}
+        known = {b: loss for b, loss in losses.items() if loss is not None}
+        return min(known, key=lambda b: known[b], default=None)
 
     def spread(self, label: str, budget: float) -> float | None:
         """Standard deviation over the seeds; None of fewer than two."""

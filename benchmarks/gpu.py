@@ -49,7 +49,7 @@ CONTENDERS = (
     FULL,
     Contender(method="green", rho=0.7),
     Contender(method="green_lora", rho=0.7),
-    Contender(method="lora", is_everywhere=True),
+    Contender(method="lora", target_modules="all-linear"),
     *efficient(),
     *(c for c in SIDE if c.engine == "trainer"),
 )

@@ -25,7 +25,7 @@ CONTENDERS: Final = (
     *(Contender(method="green", rho=rho) for rho in (0.7, 0.5, 0.4)),
     Contender(method="last_k", k=2),
     *(Contender(method="green_lora", rho=rho) for rho in (0.7, 0.5)),
-    Contender(method="lora", is_everywhere=True),
+    Contender(method="lora", target_modules="all-linear"),
     Contender(method="lora"),
     Contender(method="prefix"),
 )

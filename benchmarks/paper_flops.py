@@ -19,7 +19,7 @@ from costs import ARCHITECTURES, batch_for, measured_flops  # beside this file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.spec import MethodOptions
+from core.spec import MethodOptions, TargetModules
 from core.training.adapters import add_adapters
 from core.training.flops import profile
 from core.training.methods import SelectionPoint, method_named
@@ -46,19 +46,23 @@ class Contender:
     rho: float | None = None
     importance: str = "importance"
     k: int | None = None
-    #: of lora: every linear projection
-    is_everywhere: bool = False
+    #: of lora
+    target_modules: TargetModules = "default"
 
     @property
     def label(self) -> str:
         parts = [self.method if self.k is None else f"last {self.k} blocks"]
-        if self.is_everywhere:
-            parts.append("all-linear")
+        if self.target_modules != "default":
+            parts.append(self.target_modules)
         if self.rho is not None:
             parts.append(f"{self.rho:g}")
         if self.importance != "importance":
             parts.append(f"by {self.importance}")
         return " ".join(parts)
+
+    @property
+    def options(self) -> MethodOptions:
+        return MethodOptions(k=self.k, target_modules=self.target_modules)
 
 
 FULL: Final = Contender(method="full")
@@ -70,7 +74,7 @@ GREEN: Final = tuple(Contender(method="green", rho=rho) for rho in SWEEP)
 GREEN_LORA: Final = tuple(Contender(method="green_lora", rho=rho) for rho in (0.5, 0.6, 0.7))
 MAIN: Final = (
     *BASELINES,
-    Contender(method="lora", is_everywhere=True),
+    Contender(method="lora", target_modules="all-linear"),
     *(c for c in GREEN if c.rho in {0.5, 0.7}),
     *GREEN_LORA,
 )
@@ -105,10 +109,9 @@ def _step_flops(name: str, contender: Contender) -> float:
     """Measured, of one padded batch."""
     model = _on_meta(name)
     batch = batch_for(model, 4, PAPER_TOKENS, PAPER_ANSWER_TOKENS)
-    options = MethodOptions(k=contender.k)
     if contender.method in {"lora", "prefix"}:
         with torch.device("meta"):
-            model = add_adapters(model, contender.method, options, base_name=name, seed=0)
+            model = add_adapters(model, contender.method, contender.options, base_name=name, seed=0)
         names = {n for n, p in model.named_parameters() if p.requires_grad}
     else:
         costs = profile(model, batch)
@@ -118,7 +121,7 @@ def _step_flops(name: str, contender: Contender) -> float:
             rho=contender.rho or 1.0,
             measure_importance=lambda: {n: rng.random() for n in costs.trainable},
         )
-        names = set(method_named(contender.method, options).choose(point).names)
+        names = set(method_named(contender.method, contender.options).choose(point).names)
     spent = sum(measured_flops(model, batch, names))
     print(f"{name}, {contender.label}: {spent:.4g} FLOPs a step", flush=True)
     return float(spent)

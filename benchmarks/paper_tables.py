@@ -51,7 +51,7 @@ from benchmarks.measure import machine, peak_bytes, reset_peak
 from benchmarks.processes import run_all
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
-from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions
+from core.spec import EvalOptions, GreenOptions, JobSpec
 from core.training.evaluate import evaluate
 from core.training.hooks import FitResult, Hook, StepRecord
 from core.training.step import LossStep, needs_mask
@@ -225,10 +225,7 @@ def _spec(arguments: argparse.Namespace, contender: Contender, seed: int) -> Job
         ),
         green=GreenOptions(
             method=contender.method,  # type: ignore[arg-type]  checked by GreenOptions
-            options=MethodOptions(
-                k=contender.k,
-                target_modules="all-linear" if contender.is_everywhere else "default",
-            ),
+            options=contender.options,
             importance=contender.importance,  # type: ignore[arg-type]  checked by GreenOptions
             rho=contender.rho or "auto",
         ),

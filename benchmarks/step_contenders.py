@@ -24,7 +24,6 @@ from worker.prepare import Prepared
 
 RHOS = (0.7, 0.5, 0.4)
 RATE, MAX_NORM = 1e-6, 1.0
-_BY_PEFT = "PEFT's layers"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,6 +76,31 @@ class Naive:
     def held_bytes(self) -> int:
         moments = (t for s in self._adamw.state.values() for t in s.values())
         return sum(p.nbytes for p in self._model.parameters()) + sum(t.nbytes for t in moments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Adapters:
+    """``rho`` None: all are trained; ``is_pefts``: by PEFT's own layers."""
+
+    label: str
+    method: str = "lora"
+    options: MethodOptions = field(default_factory=MethodOptions)
+    rho: float | None = None
+    is_pefts: bool = False
+
+
+_EVERYWHERE = MethodOptions(target_modules="all-linear")
+_ADAPTERS = (
+    _Adapters(label="lora"),
+    _Adapters(label="lora, PEFT's layers", is_pefts=True),
+    _Adapters(
+        label="lora, PEFT's layers, dropout .1", options=MethodOptions(dropout=0.1), is_pefts=True
+    ),
+    _Adapters(label="lora all-linear", options=_EVERYWHERE),
+    _Adapters(label="lora all-linear, PEFT's layers", options=_EVERYWHERE, is_pefts=True),
+    _Adapters(label="green_lora 0.7", method="green_lora", rho=0.7),
+    _Adapters(label="green_lora 0.5", method="green_lora", rho=0.5),
+)
 
 
 class Ours:
@@ -190,26 +214,22 @@ def _methods(prepared: Prepared, batches: Sequence[Batch], full: Ours) -> list[C
     for rho in RHOS:
         names = _selected("green", model, prepared.profile, batches[0], rho)
         lines[f"green {rho:g}"] = Ours(model, names), prices
-    everywhere = MethodOptions(target_modules="all-linear")
-    for label, method, options, rho in (
-        ("lora", "lora", MethodOptions(), None),
-        (f"lora, {_BY_PEFT}", "lora", MethodOptions(), None),
-        (f"lora, {_BY_PEFT}, dropout .1", "lora", MethodOptions(dropout=0.1), None),
-        ("lora all-linear", "lora", everywhere, None),
-        (f"lora all-linear, {_BY_PEFT}", "lora", everywhere, None),
-        ("green_lora 0.7", "green_lora", MethodOptions(), 0.7),
-        ("green_lora 0.5", "green_lora", MethodOptions(), 0.5),
-    ):
+    for adapters in _ADAPTERS:
         adapted = add_adapters(
-            copy.deepcopy(model), method, options, base_name="base", seed=prepared.spec.seed
+            copy.deepcopy(model),
+            adapters.method,
+            adapters.options,
+            base_name="base",
+            seed=prepared.spec.seed,
         )
-        if _BY_PEFT in label:
+        if adapters.is_pefts:
             put_back_pefts_layers(adapted)
         names = tuple(n for n, parameter in adapted.named_parameters() if parameter.requires_grad)
         own = price_steps(adapted).against(prices, names)
-        if rho is not None:
-            names = _selected(method, adapted, own.mean_profile(shapes), batches[0], rho)
-        lines[label] = Ours(adapted, names), own
+        if adapters.rho is not None:
+            profile = own.mean_profile(shapes)
+            names = _selected(adapters.method, adapted, profile, batches[0], adapters.rho)
+        lines[adapters.label] = Ours(adapted, names), own
     full_flops = sum(map(prices.full, shapes))
     found = []
     for numerics in (choose_numerics(precision="fp32"), choose_numerics(precision="bf16")):

@@ -19,9 +19,8 @@ from pathlib import Path
 from core.data.batches import BatchPlan, collate
 from core.data.tokens import TokenDataset
 from core.data.validation import DataLimits, ValidationReport
-from core.errors import InvalidInput, ModelNotFound, RhoInfeasible
-from core.spec import ADAPTER_METHODS, DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, JobSpec
-from core.training.adapters import add_adapters, base_name_of, is_adapted
+from core.errors import ModelNotFound, RhoInfeasible
+from core.spec import DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, JobSpec
 from core.training.checkpoint import Checkpoint, newest_checkpoint
 from core.training.costs import FlopsProfile
 from core.training.export import EmissionsNote, ModelCard, export_model
@@ -34,9 +33,10 @@ from core.training.methods import Method, method_named
 from core.training.models import LoadedModel, load_model
 from core.training.numerics import choose_numerics
 from core.training.prefix import PrefixReuse, spared_by_reuse
-from core.training.pricing import Shape, StepPrices, price_steps
+from core.training.pricing import Shape, StepPrices
 from core.training.step import Batch, LossStep
 from core.training_options import Precision, TrainingOptions
+from worker.adapted import adapted
 from worker.corpus import Corpus, corpus_of
 from worker.currency import Floor, opened_meter
 from worker.evaluation import Exam, card_rows, set_exam
@@ -195,7 +195,7 @@ def prepare(
         selection_interval=spec.training.selection_interval
         or (1.0 if spec.green.is_planned else None),
     )
-    loaded, prices = _adapted(spec, loaded)
+    loaded, prices = adapted(spec, loaded)
     train_data = corpus.tokens(training_path, loaded, training)
     validation_data = corpus.tokens(validation_path, loaded, training) if validation_path else None
     shapes = _shapes(train_data, loaded, training, spec.seed)
@@ -328,31 +328,6 @@ def _reuse(
         folder=checkpoints,
         spared=lambda: spared_by_reuse(model, shapes, prices.forward),
     )
-
-
-def _adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices]:
-    """The model with what its method adds to it, priced beside full fine-tuning of it without."""
-    if is_adapted(loaded.model):
-        raise InvalidInput(
-            f"{spec.model} was tuned by prefix, which is no change of weights to train on from; "
-            f"name its base model, {base_name_of(loaded.model)}.",
-            param="model",
-        )
-    recomputes, method = spec.training.gradient_checkpointing, spec.green.method
-    plain = price_steps(loaded.model, recomputes=recomputes)
-    if method not in ADAPTER_METHODS:
-        return loaded, plain
-    model = add_adapters(
-        loaded.model,
-        method,
-        spec.green.options,
-        base_name=spec.model,
-        seed=spec.seed,
-        recomputes=recomputes,
-    )
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    prices = price_steps(model, recomputes=recomputes).against(plain, trained)
-    return dataclasses.replace(loaded, model=model), prices
 
 
 def _precision(spec: JobSpec, earlier: Checkpoint | None) -> Precision:

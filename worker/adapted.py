@@ -1,0 +1,41 @@
+"""The model that a job's method trains: with its adapters on, if it has some, and its prices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from core.errors import InvalidInput
+from core.spec import ADAPTER_METHODS, JobSpec
+from core.training.adapters import add_adapters, base_name_of, is_adapted
+from core.training.models import LoadedModel
+from core.training.pricing import StepPrices, price_steps
+
+
+def adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices]:
+    """The model with what its method adds to it, priced beside full fine-tuning of it without.
+
+    Raises:
+        InvalidInput: the model was tuned by prefix, which cannot be trained on from.
+        ModelUnsupported: it cannot be priced, or tuned by this method.
+    """
+    if is_adapted(loaded.model):
+        raise InvalidInput(
+            f"{spec.model} was tuned by prefix, which is no change of weights to train on from; "
+            f"name its base model, {base_name_of(loaded.model)}.",
+            param="model",
+        )
+    recomputes, method = spec.training.gradient_checkpointing, spec.green.method
+    plain = price_steps(loaded.model, recomputes=recomputes)
+    if method not in ADAPTER_METHODS:
+        return loaded, plain
+    model = add_adapters(
+        loaded.model,
+        method,
+        spec.green.options,
+        base_name=spec.model,
+        seed=spec.seed,
+        recomputes=recomputes,
+    )
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    prices = price_steps(model, recomputes=recomputes).against(plain, trained)
+    return dataclasses.replace(loaded, model=model), prices
