@@ -113,15 +113,15 @@ class Ours:
         self._optimiser.select(names)
 
     def among(
-        self, numerics: Numerics, *, has_short_attention: bool = True
+        self, numerics: Numerics, *, has_cpu_attention: bool = True
     ) -> Callable[[Batch], None]:
-        """A step of it in this precision, with `core.training.short_attention` or without."""
+        """A step of it in this precision, with `core.training.cpu_attention` or without."""
         loss = LossStep(
             self.model,
             keeps_mask=needs_mask(self.model),
             autocast_dtype=numerics.autocast_dtype,
         )
-        loss.runs_on_cpu &= has_short_attention
+        loss.runs_on_cpu &= has_cpu_attention
         return lambda batch: self._step(loss, batch)
 
     def inputs(self, batch: Batch) -> StepInputs:
@@ -169,7 +169,7 @@ def contenders(
         )
     autocast = choose_numerics(precision="bf16")
     if autocast.device.type == "cpu":
-        step = full.among(autocast, has_short_attention=False)
+        step = full.among(autocast, has_cpu_attention=False)
         ladder.append(Contender(label="bf16 autocast", step=step, held_bytes=full.held_bytes))
     return ladder, _methods(prepared, batches, full)
 

@@ -11,7 +11,7 @@ tokens of a decoder-only prompt too, end tokens inside it included.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from core.errors import InvalidInput
+from core.training.cpu_attention import CpuAttention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,8 +107,9 @@ def generate(
     answers: dict[int, list[int]] = {}
     encoded: list[tuple[int, int]] = []
     passes: list[Pass] = []
+    attention = CpuAttention(None) if model.device.type == "cpu" else nullcontext()
     try:
-        with _counted(model, passes):
+        with _counted(model, passes), attention:
             for start in range(0, len(order), size):
                 part = order[start : start + size]
                 found = _answer(model, tokenizer, [prompts[at] for at in part], decoding)

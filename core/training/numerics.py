@@ -91,6 +91,33 @@ def float32_route(products: Sequence[Product]) -> str:
     return _ONEDNN if found.get(_ONEDNN, 1.0) <= _FLOAT32_ERROR else _DEFAULT
 
 
+class Float32Route:
+    """Torch's own route for float32 products on a CPU, from `enter` to `leave`, whatever
+    `choose_numerics` chose for the process; or as a context.
+
+    Attributes:
+        is_changed: whether that is another.
+    """
+
+    def __init__(self) -> None:
+        self._of_process = _MKLDNN.matmul.fp32_precision
+        self.is_changed = self._of_process == _ROUTES[_ONEDNN]
+
+    def enter(self) -> None:
+        if self.is_changed:
+            _MKLDNN.matmul.fp32_precision = _ROUTES[_DEFAULT]
+
+    def leave(self) -> None:
+        if self.is_changed:
+            _MKLDNN.matmul.fp32_precision = self._of_process
+
+    def __enter__(self) -> None:
+        self.enter()
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn torch's two ways of running out of memory, CUDA's and the host's, into OutOfMemory."""

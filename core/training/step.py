@@ -25,7 +25,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from core.errors import ModelUnsupported
 from core.training.recompute import recomputing
-from core.training.short_attention import ShortAttention
+from core.training.cpu_attention import CpuAttention
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
@@ -183,9 +183,7 @@ class LossStep:
         return rows_NV
 
     def _attention(self) -> AbstractContextManager[Any]:
-        if self._autocast_dtype is None or not self.runs_on_cpu:
-            return nullcontext()
-        return ShortAttention(self._autocast_dtype)
+        return CpuAttention(self._autocast_dtype) if self.runs_on_cpu else nullcontext()
 
     def __call__(self, inputs: StepInputs) -> StepOutput:
         logits_NV = self.logits(inputs).float()

@@ -118,7 +118,7 @@ def test_a_step_takes_what_was_predicted(kind, rho):
     ("kind", "dtype", "recomputes", "saves"),
     [
         ("llama", torch.bfloat16, False, True),
-        # its narrow heads attend in float32 (`short_attention`), which is most of what it keeps
+        # its narrow heads attend in float32 (`cpu_attention`), which is most of what it keeps
         ("t5", torch.bfloat16, False, False),
         ("gpt2", None, True, True),
     ],
