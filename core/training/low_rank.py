@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers.pytorch_utils import Conv1D
 
+from core.training.numerics import as_autocast
+
 
 class LowRankLinear(lora.Linear):  # type: ignore[misc]
     """``base_layer`` plus ``scaling * B A``: A (r, I), B (O, r).
@@ -38,7 +40,7 @@ class LowRankLinear(lora.Linear):  # type: ignore[misc]
             found: Tensor = super().forward(x, *args, **kwargs)
             return found
         (name,) = active
-        x = _cast(x)
+        x = as_autocast(x)
         first, second = self.lora_A[name].weight, self.lora_B[name].weight
         dropout, scale = self.lora_dropout[name], self.scaling[name]
         base: Any = self.get_base_layer()
@@ -93,14 +95,6 @@ class _Fused(torch.autograd.Function):
         if of_second:
             second_grad = (upstream_RO.t() @ low_Rr).to(ctx.types[1])
         return x_grad, None, None, first_grad, second_grad, None
-
-
-def _cast(x: Tensor) -> Tensor:
-    """As autocast would for each product that takes it."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
 
 
 def replace_layers(config: lora.LoraConfig) -> None:

@@ -85,6 +85,14 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and bool(has_avx or has_amx)
 
 
+def as_autocast(x: torch.Tensor) -> torch.Tensor:
+    """``x`` as autocast, where it is on, would cast it for each product that takes it."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
 def float32_route(products: Sequence[Product]) -> str:
     """The name of oneDNN's where it is as accurate as float32 must be, else of torch's own."""
     found = {product.route: product.error for product in products}

@@ -24,8 +24,8 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from core.errors import ModelUnsupported
-from core.training.recompute import recomputing
 from core.training.cpu_attention import CpuAttention
+from core.training.recompute import recomputing
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
