@@ -152,8 +152,9 @@ class Pilot(Hook):
             self._review(now, "forecast")
         else:
             self._stop_if_spent(self._ledger(now))
-        is_over = self._ending is not None or self._saves is not None
-        return Control.CHECKPOINT_AND_STOP if is_over else Control.CONTINUE
+        if self._ending is not None:
+            return Control.CHECKPOINT_AND_STOP
+        return Control.CONTINUE if self._saves is None else Control.KEEP_BEST_AND_STOP
 
     def settle(self, result: FitResult) -> FitResult | None:
         """What a run that stopped early means: its result is the job's, or (None) somebody else
@@ -171,9 +172,11 @@ class Pilot(Hook):
         if result.step == 0:
             raise SetAside(self._failed(self._saves))
         spent = self._purse.as_shown(self._ledger(self._clock()))
+        kept = result.kept_step
+        whose = "is kept as it is" if kept is None else f"has the weights of its best step, {kept}"
         self._scribe.event(
             f"{self._saves} Stopped after {result.step} of {result.total_steps} steps; the model "
-            "is kept as it is.",
+            f"{whose}.",
             level="warn",
             data={"kind": "budget_reached", "step": result.step, **spent},
         )

@@ -56,7 +56,7 @@ class EarlyStopping:
             return False
         for name, weight in self._kept.items():
             self._parameters[name].copy_(weight)
-        state.kept_step = state.best_step
+        state.kept_step, state.validated_at = state.best_step, state.step
         state.validation_loss = state.best_loss
         state.validation_token_accuracy = state.best_token_accuracy
         return True

@@ -25,6 +25,9 @@ class Control(Enum):
     CONTINUE = "continue"
     #: finish the current step, write a checkpoint, return with outcome "paused"
     CHECKPOINT_AND_STOP = "checkpoint_and_stop"
+    #: the same of a run that will not go on: with early stopping the model first gets the weights
+    #: of its best step so far
+    KEEP_BEST_AND_STOP = "keep_best_and_stop"
     #: return with outcome "cancelled"; nothing is written
     STOP = "stop"
 

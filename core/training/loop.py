@@ -43,7 +43,9 @@ def fit(
             if order is Control.STOP:
                 outcome = "cancelled"
                 break
-            if order is Control.CHECKPOINT_AND_STOP:
+            if order in (Control.CHECKPOINT_AND_STOP, Control.KEEP_BEST_AND_STOP):
+                if order is Control.KEEP_BEST_AND_STOP:
+                    run.keep_best()
                 run.checkpoint()
                 outcome = "paused"
                 break

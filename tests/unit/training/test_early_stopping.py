@@ -153,6 +153,49 @@ def test_nothing_is_put_back_where_the_last_is_the_best():
     assert told.kept == []
 
 
+def _ended_after(end, job, **rest):
+    told = Told(job.model)
+    orders = iter([Control.CONTINUE] * end)
+    result = fit(
+        job,
+        hooks=[told],
+        control=lambda: next(orders, Control.KEEP_BEST_AND_STOP),
+        **rest,
+    )
+    return result, told
+
+
+def test_a_run_that_is_told_to_end_keeps_its_best_weights_too(tmp_path):
+    job = _job(patience=EPOCHS)
+    whole = Told(job.model)
+    fit(job, hooks=[whole])
+    best = _best(whole.losses)
+    end = best + BATCHES + 1
+    job = _job(patience=EPOCHS)
+    result, told = _ended_after(end, job, checkpoints=tmp_path)
+    assert (result.outcome, result.step, result.kept_step) == ("paused", end, best)
+    assert result.validation_loss == whole.losses[best]
+    assert [record.kept_step for record in told.kept] == [best]
+    for name, weight in _weights(job.model).items():
+        assert torch.equal(weight, whole.weights[best][name]), name
+    # killed before it was delivered: the same again
+    again = _job(patience=EPOCHS)
+    resumed, _ = _ended_after(0, again, checkpoints=tmp_path)
+    assert (resumed.step, resumed.kept_step) == (end, best)
+    for name, weight in _weights(again.model).items():
+        assert torch.equal(weight, whole.weights[best][name]), name
+
+
+def test_a_run_that_is_told_to_end_without_patience_keeps_what_it_has(tmp_path):
+    job = _job(patience=None)
+    result, told = _ended_after(BATCHES + 1, job, checkpoints=tmp_path)
+    assert (result.step, result.kept_step, told.kept) == (BATCHES + 1, None, [])
+    assert not all(
+        torch.equal(weight, told.weights[BATCHES][name])
+        for name, weight in _weights(job.model).items()
+    )
+
+
 def test_without_patience_the_last_weights_stay():
     job = _job(patience=None)
     told = Told(job.model)
