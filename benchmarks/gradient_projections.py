@@ -16,11 +16,9 @@ product: docs/learning.md says why.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import math
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +31,13 @@ from torch.nn import functional as F  # noqa: N812
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import FULL, Task, prepared_for
-from benchmarks.data import cut
-from benchmarks.measure import machine, table
-from core.settings import DEMO_MODEL
+from benchmarks.whole_runs import print_runs
 from core.training.evaluate import evaluate
 from core.training.numerics import as_autocast, choose_numerics
 from core.training.schedule import schedule_factor
 from core.training.step import LossStep, StepInputs, needs_mask
 from worker.prepare import Prepared
 
-_JUDGED = 200
 _PROBES = 2
 _SPARE = 8
 
@@ -184,8 +179,8 @@ def _share(prepared: Prepared, found: dict[nn.Linear, Narrow]) -> float:
     return flops / profile.full_flops
 
 
-def measured(task: Task, line: Line, *, n_steps: int, seed: int) -> list[str]:
-    """One row of the table."""
+def measured(task: Task, line: Line, n_steps: int, seed: int) -> tuple[float, float, float]:
+    """As `whole_runs.Measure`."""
     prepared = prepared_for(task, FULL, n_steps=n_steps, rate=line.rate, seed=seed)
     numerics = choose_numerics()
     model = prepared.loaded.model.to(numerics.device)
@@ -219,40 +214,8 @@ def measured(task: Task, line: Line, *, n_steps: int, seed: int) -> list[str]:
     model.eval()
     judge = LossStep(model, keeps_mask=keeps_mask)
     loss = evaluate(judge, map(judge.inputs, prepared.validation_batches())).loss
-    share = _share(prepared, found)
-    return [
-        line.label,
-        str(seed),
-        f"{line.rate:g}",
-        f"{share:.2f}",
-        f"{loss:.3f}",
-        f"{spent_s:.0f}",
-    ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", default=[line.label for line in LINES])
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        n_train = len((arguments.data / "train.jsonl").read_bytes().splitlines())
-        folder = cut(arguments.data, Path(scratch) / "data", n_train=n_train, n_validation=_JUDGED)
-        task = Task(model=DEMO_MODEL, data=folder, batch_size=4, n_questions=0)
-        rows = []
-        for seed in arguments.seeds:
-            for line in LINES:
-                if line.label in arguments.only:
-                    rows.append(measured(task, line, n_steps=arguments.steps, seed=seed))
-                    print(rows[-1], file=sys.stderr, flush=True)
-    titles = ["trained", "seed", "rate", "FLOPs", "held-out loss", "CPU s"]
-    print(
-        f"{arguments.steps} steps; {machine()}, torch {torch.__version__}\n\n{table(titles, rows)}"
-    )
-    return 0
+    return _share(prepared, found), loss, spent_s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_runs(__doc__ or "", LINES, measured))

@@ -15,11 +15,9 @@ selected, they are selected at that price. Not in the product: docs/learning.md 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +29,12 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import FULL, Contender, Task, prepared_for
-from benchmarks.data import cut
-from benchmarks.measure import machine, table
-from core.settings import DEMO_MODEL
+from benchmarks.whole_runs import print_runs
 from core.training.costs import FlopsProfile
 from core.training.evaluate import evaluate
 from core.training.hooks import Hook, SelectionRecord
 from core.training.step import LossStep, needs_mask
 from worker.prepare import train
-
-_JUDGED = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,8 +178,8 @@ class _Chosen(Hook):
         self.names = record.names
 
 
-def measured(task: Task, line: Line, *, n_steps: int, seed: int) -> list[str]:
-    """One row of the table."""
+def measured(task: Task, line: Line, n_steps: int, seed: int) -> tuple[float, float, float]:
+    """As `whole_runs.Measure`."""
     prepared = prepared_for(task, line.contender, n_steps=n_steps, rate=line.rate, seed=seed)
     model = prepared.loaded.model
     plain, profile = prepared.profile, prepared.profile
@@ -204,39 +198,8 @@ def measured(task: Task, line: Line, *, n_steps: int, seed: int) -> list[str]:
     if line.rows.inputs < 1:
         shared = sum(flops for members, flops in plain.terms if members.bit_count() > 1)
         share -= (1 - line.rows.inputs) * shared / plain.full_flops
-    return [
-        line.label,
-        str(seed),
-        f"{line.rate:g}",
-        f"{share:.2f}",
-        f"{loss:.3f}",
-        f"{spent_s:.0f}",
-    ]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--only", nargs="+", default=[line.label for line in LINES])
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        n_train = len((arguments.data / "train.jsonl").read_bytes().splitlines())
-        folder = cut(arguments.data, Path(scratch) / "data", n_train=n_train, n_validation=_JUDGED)
-        task = Task(model=DEMO_MODEL, data=folder, batch_size=4, n_questions=0)
-        rows = []
-        for seed in arguments.seeds:
-            for line in LINES:
-                if line.label in arguments.only:
-                    rows.append(measured(task, line, n_steps=arguments.steps, seed=seed))
-                    print(rows[-1], file=sys.stderr, flush=True)
-    titles = ["trained", "seed", "rate", "FLOPs", "held-out loss", "CPU s"]
-    print(
-        f"{arguments.steps} steps; {machine()}, torch {torch.__version__}\n\n{table(titles, rows)}"
-    )
-    return 0
+    return share, loss, spent_s
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(print_runs(__doc__ or "", LINES, measured))
