@@ -100,8 +100,8 @@ def float32_route(products: Sequence[Product]) -> str:
 
 
 class Float32Route:
-    """Torch's own route for float32 products on a CPU, from `enter` to `leave`, whatever
-    `choose_numerics` chose for the process; or as a context.
+    """Torch's own route for float32 products on a CPU, whatever `choose_numerics` chose for the
+    process: as a context, or from `enter` to `leave` where a backward pass lies between.
 
     Attributes:
         is_changed: whether that is another.

@@ -269,6 +269,33 @@ def test_a_model_that_a_budget_left_is_not_told_with_scores_of_another_step(
     assert "before and after" not in card
 
 
+def test_a_model_that_a_budget_left_has_its_best_weights_with_early_stopping(
+    make: Make, chat_lines: Callable[[int], bytes], tmp_path: Path
+) -> None:
+    desk = make("cccc", step_s=1)
+    desk.surprises = {15: 2e9}  # in the third epoch of six steps
+    job_id = desk.submit(
+        chat_lines(24),
+        validation=chat_lines(4),
+        green={"carbon_budget_g": 20_000.0, "on_budget": "stop_and_save", "method": "full"},
+        n_epochs=4,
+        learning_rate=1.0,  # what it learns after the first epoch makes it worse
+        warmup_ratio=0.0,
+        early_stopping_patience=4,
+    )
+    job = desk.carry_out(job_id)
+    assert (job.status, job.progress.step) == (Status.SUCCEEDED, 15)
+    told = {(e.data or {}).get("kind"): e for e in desk.events(job_id)}
+    kept = told["early_stopping"].data["kept_step"]
+    assert kept in (6, 12)
+    assert f"has the weights of its best step, {kept}." in told["budget_reached"].message
+    assert job.held_out is not None
+    assert job.held_out.validation_loss is not None
+    desk.weights(job, tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert f"of step {kept}, where validation loss was lowest" in card
+
+
 def test_an_unreachable_deadline_is_told_before_training_and_the_job_goes_on(
     make: Make, chat_lines: Callable[[int], bytes]
 ) -> None:
