@@ -12,7 +12,7 @@ Trainer.
 One process a run (--jobs: so many at a time), one JSON file a run under --runs; what is there is
 not run again, so the work can be cut into pieces (--at-most, --only). --plan prints the runs that
 are missing and what they will take. The page is written from whatever is there, of every data set
-under --runs.
+under --runs; what an earlier page says from its heading "Reading" on stays.
 
 --paces FOLDER: calibrations of another machine, a data set's folder in its --runs. Budgets are then
 seconds of that machine, which a card with time for many runs can train for.
@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import MAIN, SIDE, Contender, efficient
 from benchmarks.frontier_jobs import do, open_cache
-from benchmarks.frontier_page import write_page
+from benchmarks.frontier_page import write_frontier
 from benchmarks.frontier_plan import Cache, Job, missing
 from benchmarks.processes import run_all
 from core.settings import DEMO_MODEL
@@ -59,7 +59,7 @@ def main(words: Sequence[str]) -> int:
         _print_plan(cache, _missing(arguments, cache, contenders))
         return 0
     failed = _run_missing(arguments, cache, contenders)
-    write_page(arguments.runs, arguments.out, sweep_budgets=arguments.sweep_budgets)
+    write_frontier(arguments.runs, arguments.out, sweep_budgets=arguments.sweep_budgets)
     print(f"wrote {arguments.out}")
     if failed:
         print(f"failed: {'; '.join(job.text for job in failed)}", file=sys.stderr)

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from benchmarks.budget_run import CHECKPOINTS, FULL, MAIN, RATE_FACTORS, SIDE, Contender, efficient
 from benchmarks.frontier_plan import MOST_RATES, RATE_STEP, Cache, Job, Settings, sweep_of
-from benchmarks.measure import mean_text, table
+from benchmarks.measure import mean_text, table, write_page
 from benchmarks.plot import line_plot
 
 OURS: Final = ("green", "green_lora")
@@ -56,7 +56,7 @@ class Found:
         return statistics.stdev(losses) if len(losses) > 1 else None
 
 
-def write_page(runs: Path, out: Path, *, sweep_budgets: Sequence[float]) -> None:
+def write_frontier(runs: Path, out: Path, *, sweep_budgets: Sequence[float]) -> None:
     """``out`` and, beside it, one plot for each data set under ``runs``."""
     out.parent.mkdir(parents=True, exist_ok=True)
     parts = []
@@ -64,7 +64,7 @@ def write_page(runs: Path, out: Path, *, sweep_budgets: Sequence[float]) -> None
         cache = Cache(file.parent, Settings(**json.loads(file.read_text())))
         parts += data_set(cache, out, sweep_budgets=sweep_budgets)
     lines = ["# Quality for a budget", method(sweep_budgets), *(parts or ["No runs yet."])]
-    out.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    write_page(out, "\n\n".join(lines))
 
 
 def data_set(cache: Cache, out: Path, *, sweep_budgets: Sequence[float]) -> list[str]:

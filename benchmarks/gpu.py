@@ -36,7 +36,7 @@ from benchmarks.frontier_jobs import do, open_cache
 from benchmarks.frontier_page import data_set, method
 from benchmarks.frontier_plan import Cache, missing
 from benchmarks.gpu_speed import measure_speed, peak_flops, prepared_all, speed_table
-from benchmarks.measure import machine
+from benchmarks.measure import machine, write_page
 from core.settings import DEMO_MODEL
 from core.spec import ADAPTER_METHODS
 from core.training.numerics import choose_numerics
@@ -85,7 +85,7 @@ def main(words: Sequence[str]) -> int:
         _run_until(deadline_s, cache, arguments.model)
         if quality := data_set(cache, arguments.out, sweep_budgets=SWEEP_BUDGETS):
             parts += ["## Quality", method(SWEEP_BUDGETS), *quality]
-    arguments.out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_page(arguments.out, "\n\n".join(parts))
     print(f"wrote {arguments.out} after {(time.monotonic() - started_s) / 60:.1f} minutes")
     return int(not is_right)
 

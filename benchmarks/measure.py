@@ -22,6 +22,8 @@ from core.carbon.energy import EnergySample
 from core.carbon.meter import EnergyMeter
 from core.carbon.sources import EnergySource
 
+#: heading of what was written by hand under what was measured
+READING: Final = "## Reading"
 _CLEAR_REFS: Final = Path("/proc/self/clear_refs")
 _STATUS: Final = Path("/proc/self/status")
 _RESET_PEAK: Final = "5"
@@ -129,6 +131,15 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """In Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_page(path: Path, text: str) -> None:
+    """A page of docs/. What an old one says from its heading "Reading" on is by hand, and stays."""
+    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, heading, reading = old.partition(f"\n{READING}\n")
+    kept = f"\n{READING}\n{reading}" if heading else ""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text.rstrip()}\n{kept}", encoding="utf-8")
 
 
 def reset_peak() -> None:

@@ -47,7 +47,7 @@ from paper_flops import (  # beside this file
 )
 from paper_page import ROUGES, page
 
-from benchmarks.measure import machine, peak_bytes, reset_peak
+from benchmarks.measure import machine, peak_bytes, reset_peak, write_page
 from benchmarks.processes import run_all
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL, Settings
@@ -71,7 +71,7 @@ def main() -> int:
     failed = [] if arguments.data is None else _run_missing(arguments, folder)
     before = json.loads((folder / BEFORE).read_text()) if (folder / BEFORE).exists() else None
     text = page(arguments, flops, sizes, _found(folder), before)
-    arguments.out.write_text(text, encoding="utf-8")
+    write_page(arguments.out, text)
     print(f"wrote {arguments.out}")
     return int(bool(failed))
 

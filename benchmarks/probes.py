@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import Contender, Task, prepared_for
 from benchmarks.data import docstrings_unless
-from benchmarks.measure import machine
+from benchmarks.measure import machine, write_page
 from core.settings import DEMO_MODEL
 from core.training.importance import measure_importance
 from core.training.methods import SelectionPoint
@@ -269,7 +269,7 @@ def main() -> int:
     text = page(points, arguments)
     print(text)
     if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+        write_page(arguments.out, text)
     return 0
 
 

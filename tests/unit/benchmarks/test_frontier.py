@@ -11,9 +11,9 @@ import torch
 from benchmarks import frontier
 from benchmarks.budget_run import FULL, MAIN, SIDE, Contender, Judge, Pace, Task, prepared_for, run
 from benchmarks.frontier_jobs import do, open_cache
-from benchmarks.frontier_page import data_set, write_page
+from benchmarks.frontier_page import data_set, write_frontier
 from benchmarks.frontier_plan import MOST_RATES, Cache, Job, Settings, missing
-from benchmarks.measure import Gauge, mean_text
+from benchmarks.measure import Gauge, mean_text, write_page
 from benchmarks.plot import line_plot
 from core.carbon.sources import Reading
 
@@ -131,7 +131,7 @@ def test_a_contender_that_is_not_feasible_is_dropped_and_named(cache, tmp_path):
     _write(cache, Job(contender=GREEN), rho_min=0.75)
     jobs = _work_off(cache, [FULL, GREEN], lambda _job: 1.0)
     assert {job.contender for job in jobs} == {FULL}
-    write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
+    write_frontier(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     assert "| green 0.7 | not feasible, lowest rho 0.750 |" in (tmp_path / "page.md").read_text()
 
 
@@ -158,7 +158,7 @@ def test_the_page_names_the_winner_of_each_budget_and_what_is_missing(cache, tmp
     _write(cache, Job(contender=FULL, budget=0.2, rate=FULL.rates[1]), 3.5)
     _write(cache, Job(contender=FULL, budget=0.7, rate=FULL.rates[1]), 2.1)
 
-    write_page(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
+    write_frontier(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     page = (tmp_path / "page.md").read_text()
 
     assert (
@@ -187,8 +187,17 @@ def test_seconds_of_a_loaded_machine_are_disowned(cache, tmp_path):
 
 
 def test_a_page_without_runs_says_so(tmp_path):
-    write_page(tmp_path / "none", tmp_path / "page.md", sweep_budgets=(SWEEP,))
+    write_frontier(tmp_path / "none", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     assert "No runs yet." in (tmp_path / "page.md").read_text()
+
+
+def test_what_was_written_by_hand_stays_under_a_new_page(tmp_path):
+    page = tmp_path / "page.md"
+    write_page(page, "# Old\n\n## Read\n")
+    page.write_text(page.read_text() + "\n## Reading\n\nOurs.\n\n## Earlier\n\nToo.\n")
+    for text in ("# New", "# Newer\n"):
+        write_page(page, text)
+    assert page.read_text() == "# Newer\n\n## Reading\n\nOurs.\n\n## Earlier\n\nToo.\n"
 
 
 class _Ticks:
