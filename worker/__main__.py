@@ -364,12 +364,22 @@ def train_child(
         meter.stop()
 
 
+def _told(error: DataInvalid) -> str:
+    """Every problem on a line, with the file that it is in."""
+    file = {"training_file": "Training file", "validation_file": "Validation file"}
+    name = file.get(error.param or "")
+    return "\n".join(
+        f"{name}, {text}" if name and text.startswith("line ") else text
+        for text in error.problems or (error.message,)
+    )
+
+
 def main() -> None:
     """Failures that we foresee are one sentence on stderr; of a data set, one for each problem."""
     try:
         cli()
     except DataInvalid as error:
-        sys.exit("\n".join(error.problems) or error.message)
+        sys.exit(_told(error))
     except GreentuneError as error:
         sys.exit(error.message)
     except OSError as error:  # a full disk, a folder that may not be written

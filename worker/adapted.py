@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 
-from core.errors import InvalidInput
+from core.errors import InvalidInput, ModelUnsupported
 from core.spec import ADAPTER_METHODS, JobSpec
 from core.training.adapters import add_adapters, base_name_of, is_adapted
 from core.training.models import LoadedModel
 from core.training.pricing import StepPrices, price_steps
+from core.training.step import looks_ahead
 
 
 def adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices]:
     """The model with what its method adds to it, priced beside full fine-tuning of it without.
 
     Raises:
-        InvalidInput: the model was tuned by prefix, which cannot be trained on from.
-        ModelUnsupported: it cannot be priced, or tuned by this method.
+        InvalidInput: the model was tuned by prefix, which cannot be trained on from; or the job's
+            prefix takes all of the model's context.
+        ModelUnsupported: it sees what it is to predict, cannot be priced, or not tuned by this
+            method.
     """
     if is_adapted(loaded.model):
         raise InvalidInput(
@@ -24,10 +27,18 @@ def adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices
             f"name its base model, {base_name_of(loaded.model)}.",
             param="model",
         )
+    if looks_ahead(loaded.model):
+        raise ModelUnsupported(
+            f"{spec.model} ({type(loaded.model).__name__}) reads ahead: its logits depend on "
+            "tokens that come after, so that it would be told its labels. Name a causal or an "
+            "encoder-decoder model.",
+            param="model",
+        )
     recomputes, method = spec.training.gradient_checkpointing, spec.green.method
     plain = price_steps(loaded.model, recomputes=recomputes)
     if method not in ADAPTER_METHODS:
         return loaded, plain
+    _require_room(spec, loaded)
     model = add_adapters(
         loaded.model,
         method,
@@ -39,3 +50,13 @@ def adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     prices = price_steps(model, recomputes=recomputes).against(plain, trained)
     return dataclasses.replace(loaded, model=model), prices
+
+
+def _require_room(spec: JobSpec, loaded: LoadedModel) -> None:
+    n_prefix, context = spec.green.options.n_virtual_tokens, loaded.context_tokens
+    if spec.green.method == "prefix" and n_prefix >= context:
+        raise InvalidInput(
+            f"A prefix of {n_prefix} tokens leaves no room for text in the context of "
+            f"{spec.model}, which is {context} tokens; ask for a shorter one.",
+            param="green.options.n_virtual_tokens",
+        )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from core.data.tables import TABLE_SUFFIXES
 from core.data.tasks import Task, TaskData, task_named
 from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
 from core.data.validation import DataLimits, ValidationReport, validate
-from core.errors import InvalidInput
+from core.errors import DataInvalid, InvalidInput, ModelUnsupported
 from core.spec import JobSpec
 from core.training.models import LoadedModel, hub_answers
 from core.training_options import TrainingOptions
@@ -58,13 +59,23 @@ class Corpus:
             DataInvalid, ModelUnsupported: as `read_examples` and `TaskData.examples`.
         """
         if self.task is None:
-            return read_examples(path)
+            return read_examples(path, limits=self.limits)
         return self._table(path, self.limits).examples(
             eos=loaded.tokenizer.eos_token, is_pair=loaded.is_encoder_decoder
         )
 
     def tokens(self, path: Path, loaded: LoadedModel, training: TrainingOptions) -> TokenDataset:
-        """Raises as `examples`, `tokenize` and `tokenize_pairs`."""
+        """
+        Raises:
+            DataInvalid: as `examples`, `tokenize` and `tokenize_pairs`; ``param`` says which file.
+            ModelUnsupported: as these, or the tokenizer knows tokens that the model does not.
+        """
+        with self.named(path):
+            found = self._tokens(path, loaded, training)
+        _require_known(found, loaded)
+        return found
+
+    def _tokens(self, path: Path, loaded: LoadedModel, training: TrainingOptions) -> TokenDataset:
         examples = self.examples(path, loaded)
         limits: dict[str, Any] = {
             "context": loaded.context_tokens,
@@ -75,6 +86,16 @@ class Corpus:
             return tokenize_pairs(examples, loaded.tokenizer, **limits)
         return tokenize(examples, loaded.tokenizer, loss_on=training.loss_on, **limits)
 
+    @contextmanager
+    def named(self, path: Path) -> Iterator[None]:
+        """What is found wrong with the data is of ``path``, one of the two files: say so."""
+        try:
+            yield
+        except DataInvalid as error:
+            is_training = path == self.training
+            error.param = error.param or ("training_file" if is_training else "validation_file")
+            raise
+
     def _report(self, path: Path, limits: DataLimits, name: str) -> ValidationReport:
         if self.task is None:
             return validate(path, limits=limits, name=name)
@@ -84,6 +105,18 @@ class Corpus:
     def _table(self, path: Path, limits: DataLimits) -> TaskData:
         assert self.task is not None, "only a task reads tables"
         return TaskData(task=self.task, path=path, columns=self.columns, limits=limits)
+
+
+def _require_known(data: TokenDataset, loaded: LoadedModel) -> None:
+    # ids that occur, not the tokenizer's length: some published tokenizers are longer than need be
+    n_known = loaded.model.get_input_embeddings().weight.shape[0]
+    if data.largest_id >= n_known:
+        raise ModelUnsupported(
+            f"The tokenizer of {loaded.model_id!r} gives token id {data.largest_id}, but the model "
+            f"has {n_known} embeddings: the tokenizer is another model's, or tokens were added "
+            "without resize_token_embeddings.",
+            param="model",
+        )
 
 
 def fetch_tables(task: Task, folder: Path) -> tuple[Path, Path]:

@@ -339,13 +339,14 @@ def _precision(spec: JobSpec, earlier: Checkpoint | None) -> Precision:
 def _exam(spec: JobSpec, corpus: Corpus, loaded: LoadedModel) -> Exam | None:
     if spec.eval is None or corpus.validation is None:
         return None
-    return set_exam(
-        spec.eval,
-        corpus.examples(corpus.validation, loaded),
-        loaded,
-        task=corpus.task,
-        max_input_tokens=spec.training.max_input_tokens,
-    )
+    with corpus.named(corpus.validation):
+        return set_exam(
+            spec.eval,
+            corpus.examples(corpus.validation, loaded),
+            loaded,
+            task=corpus.task,
+            max_input_tokens=spec.training.max_input_tokens,
+        )
 
 
 def _shapes(

@@ -76,6 +76,11 @@ class TokenDataset:
         self.lengths = input_lengths if is_causal else input_lengths + label_lengths
         self.report = _report(self.lengths, self._labels, n_truncated)
 
+    @property
+    def largest_id(self) -> int:
+        """Of all inputs and labels."""
+        return int(max(self._inputs.max(), self._labels.max()))
+
     def __len__(self) -> int:
         return len(self._input_ends)
 
@@ -145,7 +150,8 @@ def tokenize_pairs(
     without end token where it was cut: it does not end there.
 
     Raises:
-        DataInvalid: context_length_exceeded where input or reply is longer than ``context``.
+        DataInvalid: context_length_exceeded where input or reply is longer than ``context``;
+            invalid_file_format where an input has no token.
     """
     collector = _Collector(context, max_input_tokens, max_output_tokens, is_causal=False)
     eos = tokenizer.eos_token_id
@@ -209,6 +215,11 @@ class _Collector:
         if self.max_output is not None:
             labels = labels[: self.max_output]
         self.n_truncated += len(ids) + len(labels) < n_tokens
+        if not len(ids):
+            raise DataInvalid(
+                f"line {line}: the prompt is empty; this model has an encoder, which needs "
+                "something to read: give it a prompt."
+            )
         self._require_context(line, len(ids), "the prompt")
         self._require_context(line, len(labels), "the reply")
         self._keep(line, ids, labels)
@@ -232,7 +243,7 @@ class _Collector:
             others = f" ({self.n_too_long - 1} more are too long)" if self.n_too_long > 1 else ""
             raise DataInvalid(
                 f"{self.first_too_long}{others}; shorten it, or allow cutting with "
-                "green.training.max_input_tokens and max_output_tokens.",
+                "max_input_tokens and max_output_tokens.",
                 code="context_length_exceeded",
             )
         if not self.inputs:

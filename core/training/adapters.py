@@ -19,6 +19,7 @@ from typing import Any, Final
 import peft
 import torch
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+from safetensors import SafetensorError
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported
@@ -101,7 +102,7 @@ def base_of(folder: Path) -> str:
     """What the adapter in ``folder`` calls its base model. Raises ModelUnavailable."""
     try:
         return str(json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"])
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise ModelUnavailable(
             f"{folder} is not a whole adapter: {error!r}.", param="model"
         ) from error
@@ -111,16 +112,24 @@ def tuned(model: Any, folder: Path) -> Any:
     """``model`` as the adapter in ``folder`` makes it: merged, or inside its prefix.
 
     Raises:
-        ModelUnavailable: the adapter belongs to another model.
+        ModelUnavailable: the adapter belongs to another model, or its files are damaged.
     """
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         with _quiet():
             adapted = peft.PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, TypeError, SafetensorError) as error:
         raise ModelUnavailable(
-            f"The adapter in {folder} does not fit {base_of(folder)}: {error}", param="model"
+            f"The adapter in {folder} does not fit {base_of(folder)}, or is damaged: {error!r}",
+            param="model",
         ) from error
-    return adapted if n_virtual_tokens(adapted) else merged(adapted)
+    if n_virtual_tokens(adapted):
+        return adapted
+    plain = merged(adapted)
+    # PEFT froze the model to put the adapter on, and gives it back frozen
+    for name, parameter in plain.named_parameters():
+        parameter.requires_grad_(flags[name])
+    return plain
 
 
 def n_virtual_tokens(model: Any) -> int:

@@ -30,6 +30,7 @@ import httpx
 import huggingface_hub
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from core.errors import ModelUnavailable, ModelUnsupported
 from core.training.adapters import base_of, is_adapter_folder, n_virtual_tokens, tuned
@@ -93,7 +94,7 @@ def load_model(
 
     Raises:
         ModelUnavailable: no source holds it; the message says what was tried.
-        ModelUnsupported: it is there, but quantised or not a language model.
+        ModelUnsupported: it is there, but quantised, incomplete or not a language model.
     """
     if folder is not None and is_adapter_folder(Path(folder)):
         return _with_adapter(model_id, Path(folder), cache, is_offline, fingerprint)
@@ -101,7 +102,7 @@ def load_model(
     for source, place in _sources(model_id, folder, cache, is_offline):
         try:
             loaded = _load(model_id, source, place)
-        except (OSError, ValueError, httpx.HTTPError) as error:
+        except (OSError, ValueError, httpx.HTTPError, SafetensorError) as error:
             tried.append(f"{source}: {_first_line(error).rstrip('.')}")
             continue
         if fingerprint is None or loaded.fingerprint == fingerprint:
@@ -213,13 +214,7 @@ def _load(model_id: str, source: str, place: Callable[[], dict[str, Any]]) -> Lo
             param="model",
         )
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
-    model = model_class(config).from_pretrained(
-        **where,
-        config=config,
-        trust_remote_code=False,
-        use_safetensors=True,
-        dtype=torch.float32,
-    )
+    model = _weights(model_id, config, where)
     if model.get_output_embeddings() is None:
         raise ModelUnsupported(
             f"The model {model_id!r} has no output embeddings: it is no language model.",
@@ -232,6 +227,39 @@ def _load(model_id: str, source: str, place: Callable[[], dict[str, Any]]) -> Lo
         source=source,
         fingerprint=fingerprint_of(model),
     )
+
+
+def _weights(model_id: str, config: Any, where: dict[str, Any]) -> Any:
+    """The model with every one of its tensors from its files, none drawn at random.
+
+    Raises:
+        ModelUnsupported: the files lack tensors, or hold them in other shapes than the config says.
+    """
+    model, info = model_class(config).from_pretrained(
+        **where,
+        config=config,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32,
+        output_loading_info=True,
+        # told below, by name, where transformers raises without one
+        ignore_mismatched_sizes=True,
+    )
+    if misfits := sorted(info["mismatched_keys"]):
+        name, found, expected = misfits[0]
+        raise ModelUnsupported(
+            f"The weights of {model_id!r} do not fit its config.json: {name} is {tuple(found)}, "
+            f"but should be {tuple(expected)} ({len(misfits)} tensors are of another shape).",
+            param="model",
+        )
+    if missing := sorted(info["missing_keys"]):
+        raise ModelUnsupported(
+            f"The weights of {model_id!r} lack {len(missing)} of its tensors, such as "
+            f"{missing[0]}: its files are incomplete, or of another kind of model than a "
+            f"{type(model).__name__}.",
+            param="model",
+        )
+    return model
 
 
 def _existing(folder: Path) -> str:

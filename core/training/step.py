@@ -15,8 +15,8 @@ get their labels' right-shifted copy as decoder input, so positions match as the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,8 @@ Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
 #: importance from a single sample would follow that sample's whims
 _FEWEST_SAMPLES = 2
-#: relative difference under which two hidden states count as equal: float32 sums reordered
-_MASK_TOLERANCE = 1e-3
+#: relative difference under which two results count as equal: float32 sums reordered
+_TOLERANCE = 1e-3
 
 
 def first_samples(batch: Batch, share: float) -> Batch:
@@ -201,10 +201,13 @@ def _decoder_inputs(model: Any, labels_BU: torch.Tensor) -> torch.Tensor:
     """
     own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if own is not None:
-        shifted: torch.Tensor = own(labels=labels_BU)
-        return shifted
+        with suppress(ValueError, AttributeError):  # told below
+            shifted: torch.Tensor = own(labels=labels_BU)
+            return shifted
     # M2M100 (NLLB) and others shift in their forward alone, all in this way
-    first, padding = model.config.decoder_start_token_id, model.config.pad_token_id
+    config = model.config
+    first = getattr(config, "decoder_start_token_id", None)
+    padding = getattr(config, "pad_token_id", None)
     if first is None or padding is None:
         raise ModelUnsupported(
             f"{type(model).__name__}'s config has no decoder_start_token_id or pad_token_id, so "
@@ -238,13 +241,45 @@ def needs_mask(model: Any) -> bool:
     mask[1, 5:] = 0
     labels = torch.where(mask == 1, ids, torch.full_like(ids, IGNORED))
     batch = {"input_ids": ids, "labels": labels, "attention_mask": mask}
-    was_training = model.training
-    model.eval()
-    try:
+    with _evaluating(model):
         with_mask, without = (
             step.logits(step.inputs(batch)).float()
             for step in (LossStep(model, keeps_mask=True), LossStep(model, keeps_mask=False))
         )
+    return _differ(with_mask, without)
+
+
+@torch.no_grad()
+def looks_ahead(model: Any) -> bool:
+    """Whether a causal model's logits depend on tokens that are still to come: it would be told
+    what it has to predict (masked language models: BERT, XLNet). Costs two passes over 8 tokens.
+    """
+    if model.config.is_encoder_decoder:
+        return False
+    ids = torch.arange(8).reshape(1, 8) % max(2, model.config.vocab_size)
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    mask = torch.ones_like(ids)
+    # the last label is predicted before the last token is read
+    labels = torch.cat([ids[:, :-1], torch.full((1, 1), IGNORED)], dim=1)
+    step = LossStep(model, keeps_mask=True)
+    with _evaluating(model):
+        found, changed = (
+            step.logits(step.inputs({"input_ids": i, "labels": labels, "attention_mask": mask}))
+            for i in (ids, other)
+        )
+    return _differ(found.float(), changed.float())
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
     finally:
         model.train(was_training)
-    return bool((with_mask - without).norm() > _MASK_TOLERANCE * with_mask.norm())
+
+
+def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return bool((one - other).norm() > _TOLERANCE * one.norm())

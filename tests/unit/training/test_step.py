@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from core.errors import ModelUnsupported
-from core.training.step import LossStep, first_samples, needs_mask
+from core.training.step import LossStep, first_samples, looks_ahead, needs_mask
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, padded_batch, tiny_model
 
 
@@ -69,6 +69,11 @@ def test_a_model_that_looks_ahead_keeps_its_mask():
     model.transformer.h[0].attn.forward = both_ways
     model.set_attn_implementation("eager")
     assert needs_mask(model) is True
+
+
+@pytest.mark.parametrize("kind", [*CAUSAL, "falcon", *PAIRS, "m2m100"])
+def test_models_that_may_be_trained_do_not_see_their_labels(kind):
+    assert looks_ahead(tiny_model(kind)) is False
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
