@@ -12,8 +12,10 @@ the libraries' own memory only cuBLAS's workspaces, which torch's allocator give
 
 from __future__ import annotations
 
+import logging
 import weakref
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -208,7 +210,7 @@ def _traced(
         before_head = water.n_made
 
     handle = shadow.get_output_embeddings().register_forward_pre_hook(note)
-    with torch.random.fork_rng(devices=()), water:
+    with torch.random.fork_rng(devices=()), _unlogged(), water:
         if accumulates:
             for parameter in chosen.values():
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
@@ -227,6 +229,19 @@ def _traced(
         logits_bytes=logits_bytes,
         peak_bytes=water.peak_bytes,
     )
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's log of what its fake tensors cannot do, a stack trace: it is raised as well,
+    and told in a sentence.
+    """
+    log = logging.getLogger(FakeTensorMode.__module__)
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
 
 
 class HighWater(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import transformers
 from torch.profiler import ProfilerActivity, profile
 
+from core.errors import ModelUnsupported
 from core.spec import MethodOptions
 from core.training.adapters import add_adapters
 from core.training.checkpoint import TrainState
@@ -226,3 +228,22 @@ def test_the_model_is_left_as_it_is():
         assert parameter.grad is None
         assert parameter.requires_grad == before[name][0]
         assert torch.equal(parameter, before[name][1])
+
+
+def test_what_cannot_be_told_is_one_error_and_no_log(caplog):
+    """Experts are multiplied in bfloat16 by a kernel whose shapes torch cannot tell in float32."""
+    model = transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            num_local_experts=4,
+        )
+    )
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(ModelUnsupported, match="memory cannot be told"):
+        estimate(model, names, (2, 8, 0, 4), autocast_dtype=torch.bfloat16)
+    assert not caplog.records
