@@ -26,6 +26,7 @@ from api.watch import describe, number, watch
 from core.errors import GreentuneError, InvalidInput, StartRefused
 from core.jobs import keys as key_store
 from core.jobs.records import Scope
+from core.moments import LONGEST
 from core.settings import DEMO_MODEL, read_settings
 from core.spec import METHODS
 from core.units import SECONDS_PER_HOUR
@@ -116,7 +117,9 @@ def keys_create(
     scope: Annotated[
         list[str] | None, typer.Option(help="files, jobs, models or admin; repeatable.")
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, help="Valid for so many days.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=LONGEST.days, help="Valid for so many days.")
+    ] = None,
 ) -> None:
     """Create a key and print it, alone: it cannot be shown again."""
     now = datetime.now(UTC)

@@ -13,6 +13,7 @@ from rich.table import Table
 from api.watch import duration
 from core.carbon.estimate_page import left_out_of, to_html
 from core.errors import InvalidInput
+from core.moments import LONGEST, LONGEST_SAID
 from core.spec import BYTES_PER_TOKEN
 
 _RELATIVE = re.compile(r"([+-]\d+(?:\.\d+)?)([mhd])")
@@ -23,20 +24,30 @@ def moment_of(option: str, text: str | None, now: datetime) -> str | None:
     """RFC 3339 of "2026-12-24T06:00Z", or of "+12h" or "-7d" (m, h or d from now).
 
     Raises:
-        InvalidInput: it is neither.
+        InvalidInput: it is neither, over `LONGEST` ahead, or beyond the calendar.
     """
     if text is None:
         return None
-    if found := _RELATIVE.fullmatch(text):
-        return (now + timedelta(**{_UNITS[found[2]]: float(found[1])})).isoformat()
     try:
-        moment = datetime.fromisoformat(text)
+        moment = _moment(text, now)
     except ValueError:
         raise InvalidInput(
             f"{option} must be a moment such as 2026-12-24T06:00Z, or +12h; got {text!r}."
         ) from None
+    except OverflowError:
+        is_near = False
+    else:
+        is_near = moment - now <= LONGEST
+    if not is_near:
+        raise InvalidInput(f"{option} must be within {LONGEST_SAID} of now; got {text!r}.")
+    return moment.isoformat()
+
+
+def _moment(text: str, now: datetime) -> datetime:
+    if found := _RELATIVE.fullmatch(text):
+        return now + timedelta(**{_UNITS[found[2]]: float(found[1])})
     # without a zone it is the caller's own clock that is meant
-    return moment.astimezone(UTC).isoformat()
+    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 def tokens_of(file: Path) -> int:

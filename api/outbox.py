@@ -1,4 +1,7 @@
-"""What a request does to the world outside the database, once its transaction has committed."""
+"""What a request does to the world outside the database, once its transaction has committed.
+
+Objects are deleted here so that they are gone at once; `worker.tidying` does what does not succeed.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ assumption: then the job's own first steps decide, and say so in an event.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,20 +20,25 @@ from core.carbon import estimate as estimates
 from core.carbon.calibration import TokenCost, assumed_of, fitted
 from core.carbon.intensity import WORLD, Intensity
 from core.carbon.offers import Offer, offers
-from core.carbon.planner import DEFAULT_SLACK, CostPoint, Infeasible, Wish, Work, plan
+from core.carbon.planner import (
+    DEFAULT_SLACK,
+    FARTHEST,
+    CostPoint,
+    Infeasible,
+    Wish,
+    Work,
+    plan,
+)
 from core.carbon.quality import expected_quality, told_curves
-from core.errors import InvalidInput, SignalUnavailable
+from core.errors import InvalidInput, NotFound, SignalUnavailable
 from core.jobs import store
 from core.jobs.records import FileRecord
+from core.moments import LONGEST, LONGEST_SAID, check_not_too_far
 from core.spec import BYTES_PER_TOKEN, DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, RHO_FLOOR, JobSpec
 from core.units import wh_to_joules
 
 #: one checkpoint, release, claim and start, of a model that fits one device
 SUSPEND_S: Final = 60.0
-#: forecasts are asked for so far ahead; beyond that their last day repeats
-FARTHEST: Final = timedelta(days=14)
-#: what lasts longer is a mistake in the figures, and would end after the calendar does
-LONGEST: Final = timedelta(days=100 * 365)
 _CODES: Final = {
     "time": ("deadline_unreachable", "green.deadline"),
     "grams": ("carbon_budget_exhausted", "green.carbon_budget_g"),
@@ -66,10 +71,14 @@ def check_wishes(
         parent: the server's own model that the job's base comes from.
 
     Raises:
-        InvalidInput: codes deadline_unreachable and carbon_budget_exhausted; the message says what
-            is missing and up to three wishes that can be met.
+        InvalidInput: a moment too far ahead; codes deadline_unreachable and
+            carbon_budget_exhausted, whose message says what is missing and up to three wishes that
+            can be met.
+        NotFound: no such training file.
     """
     green = spec.green
+    check_not_too_far(green.earliest_start, now, param="green.earliest_start")
+    check_not_too_far(green.deadline, now, param="green.deadline")
     if green.deadline is not None and green.deadline <= now:
         raise InvalidInput(
             f"green.deadline {green.deadline.isoformat()} has passed.",
@@ -79,7 +88,7 @@ def check_wishes(
     known = known_cost(session, parent)
     if known.hardware is None:
         return
-    file = store.get_file(session, tenant, spec.training_file, now=now)
+    file = _training_file(session, tenant, spec.training_file, now)
     work = _work_of(spec, file, known)
     rho = green.fixed_rho
     wish = Wish(
@@ -115,7 +124,8 @@ def estimate_of(
     """The answer of ``POST /v1/green/estimate``.
 
     Raises:
-        InvalidInput: not exactly one of training_file and n_tokens; a deadline that has passed.
+        InvalidInput: not exactly one of training_file and n_tokens; a deadline that has passed or
+            is too far ahead; a rho outside (0, 1].
         NotFound: no such file.
         SignalUnavailable: nothing is known of the grid.
     """
@@ -124,6 +134,8 @@ def estimate_of(
     n_epochs = request.n_epochs or DEFAULT_EPOCHS
     if request.deadline is not None and request.deadline <= now:
         raise InvalidInput("deadline has passed.", param="deadline")
+    check_not_too_far(request.deadline, now, param="deadline")
+    _check_rhos(request.rho or ())
     work = Work(
         steps=1,
         cost=known.token.per_step(n_tokens * n_epochs),
@@ -132,7 +144,7 @@ def estimate_of(
     )
     if work.duration_s(1.0) > LONGEST.total_seconds():
         raise InvalidInput(
-            f"So many tokens would train for over {LONGEST.days // 365} years here; ask for fewer.",
+            f"So many tokens would train for over {LONGEST_SAID} here; ask for fewer.",
             param="n_tokens" if request.training_file is None else "training_file",
         )
     end = request.deadline or now + FARTHEST
@@ -203,14 +215,29 @@ def _examples_of(file: FileRecord) -> int:
     return int(report.get("n_examples") or 1)
 
 
+def _check_rhos(rhos: Sequence[float]) -> None:
+    for rho in rhos:
+        if not 0 < rho <= 1:
+            raise InvalidInput(f"rho must be above 0 and at most 1; got {rho:g}.", param="rho")
+
+
 def _tokens_asked(session: Session, request: EstimateIn, tenant: str, now: datetime) -> int:
     if (request.training_file is None) == (request.n_tokens is None):
         raise InvalidInput("Give training_file or n_tokens, one of them.", param="n_tokens")
     if request.n_tokens is not None:
         return request.n_tokens
     assert request.training_file is not None
-    file = store.get_file(session, tenant, request.training_file, now=now)
+    file = _training_file(session, tenant, request.training_file, now)
     return max(round(file.n_bytes / BYTES_PER_TOKEN), 1)
+
+
+def _training_file(session: Session, tenant: str, file_id: str, now: datetime) -> FileRecord:
+    """Raises `NotFound` (param training_file)."""
+    try:
+        return store.get_file(session, tenant, file_id, now=now)
+    except NotFound as error:
+        error.param = "training_file"
+        raise
 
 
 def _forecast(

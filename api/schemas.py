@@ -19,6 +19,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
+from core.moments import LONGEST_SAID
+
 Auto = Literal["auto"]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -32,12 +34,19 @@ def _moment(value: Any) -> Any:
         moment = datetime.fromisoformat(value)
         if moment.tzinfo is None:
             raise ValueError("a moment needs its time zone, as in 2026-12-24T06:00:00Z")
-        return moment
+        try:
+            return moment.astimezone(UTC)
+        except OverflowError as error:
+            raise ValueError(
+                f"no such moment in UTC; name one at most {LONGEST_SAID} ahead"
+            ) from error
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             return datetime.fromtimestamp(value, UTC)
         except (OverflowError, OSError) as error:
-            raise ValueError("no such moment in Unix seconds") from error
+            raise ValueError(
+                f"no such moment in Unix seconds; name one at most {LONGEST_SAID} ahead"
+            ) from error
     return value
 
 
@@ -46,6 +55,7 @@ Moment = Annotated[
     BeforeValidator(_moment),
     WithJsonSchema({"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]}),
 ]
+_AHEAD = f"RFC 3339 with a time zone, or Unix seconds; at most {LONGEST_SAID} ahead."
 
 
 class Request(BaseModel):
@@ -187,11 +197,14 @@ class GreenIn(Request):
         Name | None,
         Field(description='"now", or "green": wait for and pause between the greener hours.'),
     ] = None
-    earliest_start: Moment | None = None
-    deadline: Moment | None = None
+    earliest_start: Annotated[Moment | None, Field(description=_AHEAD)] = None
+    deadline: Annotated[Moment | None, Field(description=_AHEAD)] = None
     max_hold_s: Annotated[
         float | None,
-        Field(description="So long after submission (or earliest_start) nothing is held back."),
+        Field(
+            description="So long after submission (or earliest_start) nothing is held back; at "
+            "most 100 years."
+        ),
     ] = None
     energy_budget_wh: Annotated[
         float | None, Field(description="Of the whole job, PUE included.")
@@ -211,13 +224,15 @@ class EstimateIn(Request):
     training_file: Name | None = None
     n_tokens: Annotated[int | None, Field(ge=1, le=10**13)] = None
     n_epochs: Annotated[int | None, Field(ge=1, le=50)] = None
-    rho: Annotated[list[float] | None, Field(max_length=16)] = None
+    rho: Annotated[
+        list[float] | None, Field(max_length=16, description="Each above 0 and at most 1.")
+    ] = None
     #: hours from now
     start_hours: (
         Annotated[list[Annotated[float, Field(ge=0, le=336)]], Field(max_length=16)] | None
     ) = None
     zone: Name | None = None
-    deadline: Moment | None = None
+    deadline: Annotated[Moment | None, Field(description=_AHEAD)] = None
 
 
 class CreateJob(Request):

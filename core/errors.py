@@ -14,6 +14,7 @@
     ├── Conflict                     the object's state forbids it
     │   ├── InvalidTransition
     │   ├── FileInUse
+    │   ├── ModelInUse
     │   └── IdempotencyInProgress
     ├── AuthenticationFailed         no key, or not a valid one
     ├── PermissionRefused            a valid key that may not do this
@@ -136,6 +137,10 @@ class InvalidTransition(Conflict):
 
 class FileInUse(Conflict):
     code = "file_in_use"
+
+
+class ModelInUse(Conflict):
+    code = "model_in_use"
 
 
 class IdempotencyInProgress(Conflict):

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     max_file_bytes: int = 512 * 1024**2
     max_line_bytes: int = 1024**2
     min_examples: int = 10
+    #: of one tenant, paused ones included: a loop gone wild must not fill the queue of all
+    max_active_jobs: int = Field(default=1000, ge=1)
 
     #: jobs that one worker process trains at a time
     worker_slots: int = Field(default=1, ge=1)

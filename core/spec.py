@@ -11,11 +11,12 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from core.errors import InvalidInput, UnknownParameter, UnsupportedMethod
-from core.training_options import TrainingOptions, is_number, require
+from core.moments import LONGEST, LONGEST_SAID, as_utc
+from core.training_options import WEIGHT_DECAY_MAX, TrainingOptions, is_number, require
 
 Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -34,6 +35,7 @@ OnBudget = Literal["pause", "stop_and_save", "fail"]
 # fine-tuning while every forward pass is paid in full (GreenTrainer, section 3).
 RHO_FLOOR = 1 / 3
 SEED_MAX = 2**31 - 1
+MAX_HOLD_S = LONGEST.total_seconds()
 #: where a job leaves them open; the learning-rate rule was measured at this batch size
 DEFAULT_EPOCHS = 3
 DEFAULT_BATCH_SIZE = 4
@@ -103,7 +105,8 @@ class GreenOptions:
     #: aware UTC
     earliest_start: datetime | None = None
     deadline: datetime | None = None
-    #: so long after submission (or ``earliest_start``) the job is not held back any more
+    #: so long after submission (or ``earliest_start``) the job is not held back any more; at most
+    #: `MAX_HOLD_S`
     max_hold_s: float | None = None
     #: of the whole job, all attempts, with the building's share (PUE)
     energy_budget_wh: float | None = None
@@ -140,10 +143,17 @@ class GreenOptions:
             words = get_args(known)
             value = getattr(self, name)
             require(value in words, f"green.{name}", f"one of {', '.join(words)}", value)
-        for name in ("max_hold_s", "energy_budget_wh", "carbon_budget_g"):
+        for name in ("energy_budget_wh", "carbon_budget_g"):
             value = getattr(self, name)
             ok = value is None or (is_number(value) and 0 < value < math.inf)
             require(ok, f"green.{name}", "a number above 0", value)
+        hold_s = self.max_hold_s
+        require(
+            hold_s is None or (is_number(hold_s) and 0 < hold_s <= MAX_HOLD_S),
+            "green.max_hold_s",
+            f"a number of seconds above 0 and at most {MAX_HOLD_S:.0f} ({LONGEST_SAID})",
+            hold_s,
+        )
         self._check_moments()
         if self.currency != "flops":
             self._check_currency()
@@ -183,7 +193,7 @@ class GreenOptions:
             if moment is not None:
                 aware = isinstance(moment, datetime) and moment.tzinfo is not None
                 require(aware, f"green.{name}", "a moment with its time zone", moment)
-                object.__setattr__(self, name, moment.astimezone(UTC))
+                object.__setattr__(self, name, as_utc(moment, param=f"green.{name}"))
         if self.earliest_start is not None and self.deadline is not None:
             require(
                 self.deadline > self.earliest_start,
@@ -337,8 +347,9 @@ class JobSpec:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
         values = dict(raw)
-        values["training"] = _build(TrainingOptions, values.get("training") or {})
-        green = dict(values.get("green") or {})
+        training = _capped(values.get("training") or {}, "weight_decay", WEIGHT_DECAY_MAX)
+        values["training"] = _build(TrainingOptions, training)
+        green = _capped(values.get("green") or {}, "max_hold_s", MAX_HOLD_S)
         for name in _MOMENTS:
             if isinstance(green.get(name), str):
                 green[name] = datetime.fromisoformat(green[name])
@@ -369,8 +380,7 @@ def _build(kind: type[_T], values: dict[str, Any]) -> _T:
     return kind(**values)
 
 
-def as_utc(moment: datetime) -> datetime:
-    """Reject naive datetimes at the border; everything inside is aware UTC."""
-    if moment.tzinfo is None:
-        raise InvalidInput(f"{moment.isoformat()} has no time zone; write it in UTC, e.g. ...Z.")
-    return moment.astimezone(UTC)
+def _capped(values: Mapping[str, Any], name: str, most: float) -> dict[str, Any]:
+    """With ``name`` at most ``most``: a job stored before there was that bound is still read."""
+    value = values.get(name) or 0.0
+    return {**values, name: most} if is_number(value) and value > most else dict(values)

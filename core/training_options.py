@@ -13,6 +13,10 @@ Schedule = Literal["linear", "cosine", "constant"]
 PrefixReuseChoice = Literal["auto", "on", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+#: far above what trains anything; beyond float32's range training would be an overflow
+_RATE_LIMIT = 1e6
+WEIGHT_DECAY_MAX = 1e6
+
 
 def require(ok: bool, param: str, rule: str, got: object) -> None:
     """Raises InvalidInput that says which ``param`` must be what."""
@@ -39,6 +43,7 @@ class TrainingOptions:
     learning_rate_multiplier: float | None = None
     schedule: Schedule = "linear"
     warmup_ratio: float = 0.03
+    #: 0..`WEIGHT_DECAY_MAX`
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     #: tokens of prompt kept (the oldest are cut) and of answer kept; None: the model's context
@@ -78,9 +83,9 @@ class TrainingOptions:
             value = getattr(self, name)
             where = (at if name == "learning_rate" else hyper) + name
             require(
-                value is None or (is_number(value) and 0 < value < 1e6),
+                value is None or (is_number(value) and 0 < value < _RATE_LIMIT),
                 where,
-                "a number above 0",
+                f"a number above 0 and below {_RATE_LIMIT:.0f}",
                 value,
             )
         require(
@@ -90,7 +95,12 @@ class TrainingOptions:
             self.schedule,
         )
         require(0 <= self.warmup_ratio < 1, at + "warmup_ratio", "in [0, 1)", self.warmup_ratio)
-        require(self.weight_decay >= 0, at + "weight_decay", "0 or more", self.weight_decay)
+        require(
+            is_number(self.weight_decay) and 0 <= self.weight_decay <= WEIGHT_DECAY_MAX,
+            at + "weight_decay",
+            f"a number from 0 to {WEIGHT_DECAY_MAX:.0f}",
+            self.weight_decay,
+        )
         require(self.max_grad_norm > 0, at + "max_grad_norm", "above 0", self.max_grad_norm)
         for name in ("max_input_tokens", "max_output_tokens", "max_steps"):
             value = getattr(self, name)

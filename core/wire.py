@@ -11,5 +11,6 @@ from typing import Final
 RUN_JOB: Final = "greentune.run_job"
 SWEEP: Final = "greentune.sweep"
 REVISE: Final = "greentune.revise"
+TIDY: Final = "greentune.tidy"
 JOBS_QUEUE: Final = "greentune.jobs"
 CONTROL_QUEUE: Final = "greentune.control"

@@ -29,19 +29,23 @@ from core.jobs.database import Database, now, open_database
 from core.jobs.records import Claim
 from core.jobs.signal_texts import SignalTexts
 from core.settings import Settings, read_settings
-from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, SWEEP
+from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, SWEEP, TIDY
 from worker import tasks
 from worker.revision import revise
 from worker.supervisor import Supervisor, Terms
+from worker.tidying import tidy
+from worker.world import open_objects
 
 logger = logging.getLogger(__name__)
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Providers replace their estimates within hours to days.
 REVISE_EVERY_S: Final = 3_600.0
-# Tasks last milliseconds; a second thread lets a sweep wait for the database, and a revision for
-# the grid's provider, without holding up a nudge. Jobs run in the supervisor's slots, never here.
-TASK_THREADS: Final = 2
+TIDY_EVERY_S: Final = 60.0
+# Most tasks last milliseconds; further threads let a sweep wait for the database, a revision for
+# the grid's provider, and a removal for the object store, without holding up a nudge. Jobs run in
+# the supervisor's slots, never here.
+TASK_THREADS: Final = 3
 # In memory: the sweep is due soon after every start anyway, and a schedule file would be one more
 # thing to keep.
 BEAT_SCHEDULER: Final = "celery.beat:Scheduler"
@@ -104,6 +108,11 @@ def configuration(settings: Settings) -> dict[str, Any]:
                 "schedule": REVISE_EVERY_S,
                 "options": {"queue": CONTROL_QUEUE, "expires": REVISE_EVERY_S},
             },
+            "tidy": {
+                "task": TIDY,
+                "schedule": TIDY_EVERY_S,
+                "options": {"queue": CONTROL_QUEUE, "expires": TIDY_EVERY_S},
+            },
         },
     }
 
@@ -143,6 +152,7 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
         wake=supervisor.wake,
         sweep=supervisor.sweep,
         revise=partial(revise_accounts, settings, database),
+        tidy=partial(tidy, database, open_objects(settings)),
     )
     worker_shutting_down.connect(on_signal, weak=False)
     supervisor.start()

@@ -10,6 +10,7 @@ from core.carbon.calibration import TokenCost
 from core.carbon.intensity import Intensity
 from core.carbon.planner import (
     DEFAULT_SLACK,
+    FARTHEST,
     Infeasible,
     Ledger,
     Plan,
@@ -96,6 +97,10 @@ class Drafting:
         )
 
     def horizon(self, now: datetime, wish: Wish, work: Work) -> datetime:
+        """Until when a forecast is of use."""
+        return min(self._end(now, wish, work), now + FARTHEST)
+
+    def _end(self, now: datetime, wish: Wish, work: Work) -> datetime:
         """The deadline, or as long as the work may take where there is none."""
         if wish.deadline is not None and wish.deadline > now:
             return wish.deadline
@@ -121,7 +126,7 @@ class Drafting:
 
         def ask(wish: Wish) -> Plan | Infeasible:
             return plan(
-                replace(wish, deadline=wish.deadline or self.horizon(now, wish, work)),
+                replace(wish, deadline=wish.deadline or self._end(now, wish, work)),
                 work,
                 forecast,
                 now,

@@ -9,7 +9,7 @@ from pathlib import Path
 from core.data.tables import SUFFIXES, TABLE_SUFFIXES
 from core.errors import StorageUnavailable
 from core.jobs import store
-from core.jobs.database import Database, now
+from core.jobs.database import Database
 from core.jobs.records import Claim, FileRecord
 from core.objects.store import ObjectStore
 
@@ -43,7 +43,7 @@ def _fetch(
         if (there := folder / f"{file_id}{suffix}").exists():
             return there
     with database.read() as session:
-        record = store.get_file(session, tenant, file_id, now=now(session))
+        record = store.get_held_file(session, tenant, file_id)
     suffix = Path(record.filename).suffix.lower()
     target = folder / f"{file_id}{suffix if suffix in TABLE_SUFFIXES else '.jsonl'}"
     _download(objects, record, target)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from celery import Celery
 
-from core.wire import JOBS_QUEUE, REVISE, RUN_JOB, SWEEP
+from core.wire import JOBS_QUEUE, REVISE, RUN_JOB, SWEEP, TIDY
 
 logger = logging.getLogger(__name__)
 
@@ -20,10 +20,11 @@ def register(
     wake: Callable[[], None],
     sweep: Callable[[], list[str]],
     revise: Callable[[], int],
+    tidy: Callable[[], int],
 ) -> None:
     """Bind the task names to this process's supervisor.
 
-    Tasks return at once: a job that lasts for hours never holds a message, a pool thread or the
+    Tasks return soon: a job that lasts for hours never holds a message, a pool thread or the
     broker's visibility timeout. Which job runs next is decided by the claim (priority, then age),
     not by the order of messages, so the id is for the log.
     """
@@ -41,3 +42,7 @@ def register(
     @app.task(name=REVISE)
     def account_again() -> None:
         revise()
+
+    @app.task(name=TIDY)
+    def remove_discarded() -> None:
+        tidy()

@@ -127,7 +127,11 @@ class CheckpointHook(Hook):
             return
         shutil.rmtree(folder, ignore_errors=True)
         checkpoint = NewCheckpoint(
-            step=record.step, prefix=prefix, n_bytes=n_bytes, metrics=_metrics_of(record)
+            step=record.step,
+            prefix=prefix,
+            n_bytes=n_bytes,
+            metrics=_metrics_of(record),
+            is_milestone=record.is_milestone,
         )
         self._reporter.call(
             lambda session, now: service.record_checkpoint(

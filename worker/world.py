@@ -52,17 +52,10 @@ class World:
 
 
 def open_world(settings: Settings, *, shares_host: bool) -> World:
-    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
     database = open_database(settings.resolved_database_url, pool_size=2)
     return World(
         database=database,
-        objects=open_store(
-            settings.resolved_objects_url,
-            s3_endpoint=settings.s3_endpoint,
-            s3_region=settings.s3_region,
-            s3_access_key_id=None if key_id is None else key_id.get_secret_value(),
-            s3_secret_access_key=None if secret is None else secret.get_secret_value(),
-        ),
+        objects=open_objects(settings),
         signal=open_signal(
             settings.carbon_signal,
             settings.carbon_traces,
@@ -88,4 +81,20 @@ def open_world(settings: Settings, *, shares_host: bool) -> World:
         patience_s=2 * settings.lease_s,
         max_attempts=settings.max_attempts,
         claim_delay_s=settings.sweep_every_s,
+    )
+
+
+def open_objects(settings: Settings) -> ObjectStore:
+    """The store that the settings name; no network is touched.
+
+    Raises:
+        InvalidInput: they name none.
+    """
+    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
+    return open_store(
+        settings.resolved_objects_url,
+        s3_endpoint=settings.s3_endpoint,
+        s3_region=settings.s3_region,
+        s3_access_key_id=None if key_id is None else key_id.get_secret_value(),
+        s3_secret_access_key=None if secret is None else secret.get_secret_value(),
     )

@@ -68,7 +68,12 @@ def create_job(
     if spec.green.is_planned:
         check_wishes(session, spec, tenant=caller.tenant, parent=base_model, held=held, now=now)
     record = service.submit(
-        session, tenant=caller.tenant, spec=spec, metadata=request.metadata, now=now
+        session,
+        tenant=caller.tenant,
+        spec=spec,
+        metadata=request.metadata,
+        most_active=held.settings.max_active_jobs,
+        now=now,
     )
     outbox.nudge(record.id)
     answer = job_out(record, green_summary(record, pue=held.settings.pue))

@@ -47,6 +47,9 @@ def delete_model(
     settings: SettingsDep,
     now: Now,
 ) -> Deleted:
+    """409 while a job that has not ended starts from the model or a checkpoint of its job, which go
+    with it.
+    """
     if model in settings.model_folders:
         raise PermissionRefused(
             "Base models belong to the server and cannot be deleted.", code="model_not_allowed"

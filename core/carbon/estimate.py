@@ -8,11 +8,20 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from core.carbon.intensity import Intensity
-from core.carbon.planner import Infeasible, Plan, QualityCurve, Wish, Work, plan
+from core.carbon.planner import (
+    DEFAULT_SLACK,
+    Infeasible,
+    Plan,
+    QualityCurve,
+    Wish,
+    Work,
+    plan,
+)
 from core.units import joules_to_wh
 
 DEFAULT_RHOS = (0.35, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
 DEFAULT_START_HOURS = (0.0, 3.0, 6.0, 12.0, 18.0, 24.0)
+_HAIR = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +52,7 @@ class Estimate:
     kind: str
     zone: str
     source: str
-    #: rho and starts that do not fit the deadline
+    #: rho and starts that do not fit the deadline; 0 without one
     left_out: int
     #: values of rho that were asked for and are below the lowest feasible one
     rho_too_low: tuple[float, ...] = ()
@@ -74,23 +83,25 @@ def estimate(
     pue: float = 1.0,
     quality: QualityCurve | None = None,
 ) -> Estimate:
-    """Every rho at every start, and in the planner's own hours; feasible ones only.
+    """Every rho at every start, and in the planner's own hours; with a deadline, those that fit it.
 
     Args:
         work: the whole job; rhos below its ``rho_min`` are left out, and named.
         forecast: adjoining slots from ``now`` on; beyond its end its last day repeats.
         start_hours: from now, 0 or more.
-        deadline: bounds every option; None: a day after the work at full effort would end.
+        deadline: bounds every option; None: none of the starts, and the planner's own hours a day
+            after the work at full effort, begun now, would end.
     """
     curve = quality or QualityCurve()
-    until = deadline or now + timedelta(seconds=work.duration_s(1.0)) + timedelta(days=1)
+    longest = timedelta(seconds=work.duration_s(1.0) + work.suspend_s)
+    until = deadline or now + longest + DEFAULT_SLACK
     begins = [now + timedelta(hours=hours) for hours in start_hours]
     base = Wish(schedule="now", pue=pue)
     wishes = [
         wish
         for rho in sorted({r for r in rhos if r >= work.rho_min})
         for wish in (
-            *(replace(base, rho=rho, earliest_start=b, deadline=until) for b in begins),
+            *(replace(base, rho=rho, earliest_start=b, deadline=deadline) for b in begins),
             replace(base, rho=rho, schedule="green", deadline=until),
         )
     ]
@@ -135,13 +146,14 @@ def _with_front(options: Sequence[Option]) -> tuple[Option, ...]:
 
 
 def _beats(one: Option, other: Option) -> bool:
+    """Grams are sums over cells of each plan's own width, so that rounding tells no two apart."""
     as_good = (
-        one.emissions_g <= other.emissions_g
+        one.emissions_g <= other.emissions_g * (1 + _HAIR)
         and one.finish <= other.finish
         and one.quality >= other.quality
     )
     return as_good and (
-        one.emissions_g < other.emissions_g
+        one.emissions_g < other.emissions_g * (1 - _HAIR)
         or one.finish < other.finish
         or one.quality > other.quality
     )

@@ -28,6 +28,7 @@ from core.carbon.work import CostPoint, QualityCurve, StepCost, Work
 
 __all__ = [
     "DEFAULT_SLACK",
+    "FARTHEST",
     "RESERVE",
     "CostPoint",
     "Infeasible",
@@ -46,6 +47,10 @@ __all__ = [
 
 #: slack of a green schedule without a deadline: long enough for the next night and noon
 DEFAULT_SLACK = timedelta(hours=24)
+#: forecasts are asked for so far ahead; beyond that their last day repeats
+FARTHEST = timedelta(days=14)
+#: in so many times the work's length even the greenest hour of each day is enough for it
+_AMPLE = 24
 #: upward changes of rho below this are left alone: each one costs a new selection's noise
 RHO_HYSTERESIS = 0.02
 
@@ -80,7 +85,7 @@ def plan(
     desk = Desk(
         wish=wish,
         work=work,
-        outlook=look_ahead(forecast, begin, deadline),
+        outlook=look_ahead(forecast, begin, _within_reach(deadline, begin, work)),
         spent=spent or Ledger(),
         running=running and begin == now,
         quality=quality or QualityCurve(),
@@ -97,7 +102,20 @@ def plan(
 
 def _own_deadline(wish: Wish, work: Work, begin: datetime) -> datetime:
     longest = timedelta(seconds=work.duration_s(wish.rho or 1.0) + work.suspend_s)
+    longest += timedelta.resolution  # seconds are rounded to it, and there must be enough
     return begin + longest + (DEFAULT_SLACK if wish.schedule == "green" else timedelta(0))
+
+
+def _within_reach(deadline: datetime, begin: datetime, work: Work) -> datetime:
+    """The deadline, or an earlier end that allows as green a plan: cells are few, and over decades
+    each would be weeks wide.
+    """
+    longest_s = work.duration_s(1.0) + work.suspend_s
+    reach_s = max(FARTHEST.total_seconds(), _AMPLE * longest_s)
+    # compared before it is added: the calendar may not have the sum
+    if (deadline - begin).total_seconds() <= reach_s:
+        return deadline
+    return begin + timedelta(seconds=reach_s)
 
 
 def _steady(desk: Desk, chosen: Plan | Infeasible, previous: Plan | None) -> Plan | Infeasible:

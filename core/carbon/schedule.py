@@ -125,8 +125,9 @@ def _fewest_stretches(
     running_B: Bools,
 ) -> Floats:
     n_jobs, n_cells = intensity_BN.shape
-    # a hair less, or rounding would ask for a cell more than there are
-    cells_B = np.ceil(need_s_B / width_s - 1e-9).astype(np.int64)
+    # a hair less, or rounding would ask for a cell more than there are; but what is left to do, be
+    # it less than that hair, takes a cell
+    cells_B = np.maximum(np.ceil(need_s_B / width_s - 1e-9), need_s_B > 0).astype(np.int64)
     k_max = int(cells_B.max(initial=0))
     tie = _TIE * (1.0 + float(np.abs(intensity_BN).max(initial=0.0)))
     run_BK = np.full((n_jobs, k_max + 1), np.inf)
@@ -177,9 +178,11 @@ def _trim(
     edge_BN[:, 1:-1] &= ~(chosen_BN[:, :-2] & chosen_BN[:, 2:])
     edge_BN[running_B & (edge_BN.sum(axis=1) > 1), 0] = False
     dirtiest_B = np.where(edge_BN, intensity_BN, -np.inf).argmax(axis=1)
-    excess_B = np.maximum(amounts_BN.sum(axis=1) - need_s_B, 0.0)
     rows_B = np.arange(len(need_s_B))
-    amounts_BN[rows_B, dirtiest_B] = np.maximum(amounts_BN[rows_B, dirtiest_B] - excess_B, 0.0)
+    whole_B = amounts_BN[rows_B, dirtiest_B]
+    # by what the others leave, not by what is too much: that would round a tiny need away
+    rest_s_B = need_s_B - (amounts_BN.sum(axis=1) - whole_B)
+    amounts_BN[rows_B, dirtiest_B] = np.clip(rest_s_B, 0.0, whole_B)
     return amounts_BN
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import JSON, DateTime, Dialect, Text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from core.spec import as_utc
+from core.moments import as_utc
 
 T = TypeVar("T")
 

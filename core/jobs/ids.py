@@ -12,6 +12,8 @@ EVENT: Final = "ftevent-"
 CHECKPOINT: Final = "ftckpt_"
 FILE: Final = "file-"
 KEY: Final = "key_"
+#: what the names of fine-tuned models and their checkpoints begin with
+TUNED: Final = "ft:"
 
 _DIGITS: Final = string.digits + string.ascii_letters
 _TAIL = re.compile(r"[0-9a-f]{24}", re.ASCII)

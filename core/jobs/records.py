@@ -245,6 +245,8 @@ class NewCheckpoint:
     prefix: str
     n_bytes: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    #: kept for good; others only while they are the newest
+    is_milestone: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     text,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -48,6 +49,9 @@ _STATUS = Enum(
 )
 # the jobs that a worker or the sweeper may look at: few, however long the history
 _CLAIMABLE = text("status IN ('validating_files', 'queued', 'running')")
+# the files that a sweep may look at
+_EXPIRES = text("expires_at IS NOT NULL")
+_DELETED = text("deleted_at IS NOT NULL")
 
 
 class Base(DeclarativeBase):
@@ -83,7 +87,11 @@ class ApiKey(Base):
 
 class File(Base):
     __tablename__ = "files"
-    __table_args__ = (Index(None, "tenant", "created_at", "id"),)
+    __table_args__ = (
+        Index(None, "tenant", "created_at", "id"),
+        Index(None, "expires_at", postgresql_where=_EXPIRES, sqlite_where=_EXPIRES),
+        Index(None, "deleted_at", postgresql_where=_DELETED, sqlite_where=_DELETED),
+    )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     tenant: Mapped[str] = mapped_column(_NAME)
@@ -97,7 +105,7 @@ class File(Base):
     validation: Mapped[dict[str, Any] | None] = mapped_column(AsJson())
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
-    #: the row outlives the deletion, so that an object left behind can be found
+    #: the row outlives the deletion for a day: who pages through a list may be standing on it
     deleted_at: Mapped[datetime | None]
 
 
@@ -195,7 +203,7 @@ class Event(Base):
 
 
 class Checkpoint(Base):
-    """Complete checkpoints only."""
+    """Complete checkpoints only. A row that goes leaves its files to `Discarded`."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step"),)
@@ -209,6 +217,8 @@ class Checkpoint(Base):
     n_bytes: Mapped[int] = mapped_column(BigInteger)
     metrics: Mapped[dict[str, float]] = mapped_column(AsJson())
     model: Mapped[str]
+    #: kept for good; others guard against loss of work, and the newest suffice
+    is_milestone: Mapped[bool] = mapped_column(default=True, server_default=true())
 
 
 class EnergySample(Base):
@@ -256,8 +266,24 @@ class Model(Base):
     created_at: Mapped[datetime]
     prefix: Mapped[str]
     n_bytes: Mapped[int] = mapped_column(BigInteger)
-    #: as in `File`
+    #: the row outlives the deletion: plans go by what its job's selections told
     deleted_at: Mapped[datetime | None]
+
+
+class Discarded(Base):
+    """Objects that no row names any more, until they are removed.
+
+    Written in the transaction that takes their row away: whoever crashes where, either a row names
+    the objects or this one does.
+    """
+
+    __tablename__ = "discarded"
+
+    #: an object's key, or the prefix of a folder
+    key: Mapped[str] = mapped_column(String(512), primary_key=True)
+    is_folder: Mapped[bool]
+    #: not to be removed before
+    due_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class ModelProfile(Base):

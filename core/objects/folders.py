@@ -119,15 +119,16 @@ def get_folder(store: ObjectStore, prefix: str, folder: Path) -> FolderManifest:
 
 
 def delete_folder(store: ObjectStore, prefix: str) -> None:
-    """Forget the folder, manifest first.
+    """Forget the folder, manifest last: broken off half-way, it can be done again to the end.
 
     Raises:
         NotFound: there is no such folder, or it was never completed.
+        StorageUnavailable: the store cannot be used, or the manifest is damaged.
     """
     manifest = read_manifest(store, prefix)
-    store.delete(f"{prefix}/{MANIFEST}")
     for file in manifest.files:
         store.delete(f"{prefix}/{file.name}")
+    store.delete(f"{prefix}/{MANIFEST}")
 
 
 def _fetch(store: ObjectStore, prefix: str, file: FolderFile, target: Path) -> None:

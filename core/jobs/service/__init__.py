@@ -2,6 +2,7 @@
 
 ``customer``     what the API does for a caller: submit, cancel, pause, resume
 ``files``        uploads and results
+``checkpoints``  those that are of no more use
 ``models``       fine-tuned models
 ``idempotency``  one effect for a request that is sent twice
 ``work``         what the owner of a job does: claim, heartbeat, report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import fields
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -20,6 +20,9 @@ from core.jobs.records import (
     NewCheckpoint,
     OverheadRecord,
 )
+from core.jobs.service.checkpoints import discard_checkpoints, superseded
+from core.jobs.service.models import needed_models
+from core.jobs.store.discarded import discard, forget_discarded
 from core.jobs.store.jobs import last_checkpoint
 from core.jobs.store.rows import FRESH, insert_on_conflict, job_record, record
 from core.jobs.store.transitions import NewEvent, lock_owned, refusal, write_owned
@@ -28,6 +31,8 @@ from core.units import emissions_g
 
 #: SQLite takes 32,766 values in one statement; a sample has 12
 _SAMPLES_A_STATEMENT = 1000
+#: a job that starts from a checkpoint may be fetching its files when they are replaced
+_REPLACED_STAYS = timedelta(hours=1)
 
 
 def record_energy(
@@ -144,7 +149,12 @@ def record_checkpoint(
     """Write down a checkpoint whose manifest has been uploaded, with its event.
 
     A checkpoint beyond all earlier ones is progress: it clears the counts of deaths and retries.
-    Written again for the same step, it replaces the first.
+    Written again for the same step, it replaces the first. Older ones that were no milestones are
+    discarded (`superseded`), but those that a job which has not ended starts from.
+
+    Raises:
+        LeaseLost: the fence is not the living claim's.
+        InvalidTransition: the job is not running.
     """
     job = lock_owned(session, job_id, fence)
     if job.status is not Status.RUNNING:
@@ -157,17 +167,27 @@ def record_checkpoint(
     if row is None:
         model = ids.checkpoint_model(job_record(job).model_name, checkpoint.step)
         row = Checkpoint(
-            id=ids.new_id(ids.CHECKPOINT), job_id=job_id, step=checkpoint.step, model=model
+            id=ids.new_id(ids.CHECKPOINT),
+            job_id=job_id,
+            step=checkpoint.step,
+            model=model,
+            is_milestone=checkpoint.is_milestone,
         )
         session.add(row)
     elif (row.attempt, row.prefix) == (fence, checkpoint.prefix):
         return record(CheckpointRecord, row)
+    elif row.prefix != checkpoint.prefix:
+        discard(session, row.prefix, is_folder=True, due_at=now + _REPLACED_STAYS)
     row.created_at = now
     row.attempt = fence
     row.prefix = checkpoint.prefix
     row.n_bytes = checkpoint.n_bytes
     row.metrics = dict(checkpoint.metrics)
+    row.is_milestone = row.is_milestone or checkpoint.is_milestone
+    # an attempt that falls back behind a checkpoint of its own may write it once more
+    forget_discarded(session, [checkpoint.prefix])
     session.flush()
+    _prune(session, job, now)
     is_progress = last is None or checkpoint.step > last.step
     write_owned(
         session,
@@ -178,3 +198,12 @@ def record_checkpoint(
         now=now,
     )
     return record(CheckpointRecord, row)
+
+
+def _prune(session: Session, job: Job, now: datetime) -> None:
+    old = superseded(session, job.id)
+    if old:
+        # asked under the locks, as `delete_model` does
+        needed = needed_models(session, job.tenant)
+        unused = [row for row in old if row.model not in needed]
+        discard_checkpoints(session, unused, due_at=now)

@@ -1,4 +1,4 @@
-"""Settles the jobs whose owner is gone, and finds those that need another nudge."""
+"""Settles the jobs whose owner is gone, finds those that need another nudge, drops what is over."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from core.jobs.lifecycle import (
     settle,
 )
 from core.jobs.records import JobError
+from core.jobs.service.files import discard_expired
 from core.jobs.store.rows import FRESH
 from core.jobs.store.transitions import NewEvent, edge_event, let_go
 from core.jobs.tables import Idempotency, Job, Worker
@@ -40,7 +41,8 @@ def sweep(
     A job whose lease has run out is cancelled or paused if that was ordered, fails with code
     ``worker_lost`` after ``max_attempts`` deaths in a row without a new checkpoint, and is queued
     again otherwise. Claimable jobs, most urgent first, are nudged at most every
-    ``nudge_again_s`` seconds, ``limit`` at a time: a long queue must not flood the broker.
+    ``nudge_again_s`` seconds, ``limit`` at a time: a long queue must not flood the broker. Files
+    past their date that no job needs are discarded.
     """
     settle_expired(session, now=now, max_attempts=max_attempts, limit=limit)
     nudged_before = now - timedelta(seconds=nudge_again_s)
@@ -59,6 +61,7 @@ def sweep(
     )
     forgotten = now - timedelta(seconds=WORKER_MEMORY_S)
     session.execute(delete(Worker).where(Worker.seen_at < forgotten), execution_options=FRESH)
+    discard_expired(session, now=now, limit=limit)
     return list(due)
 
 

@@ -1,6 +1,7 @@
 """Every query of the job engine, by noun. Reads take a session and return frozen records."""
 
-from core.jobs.store.files import get_file, list_files
+from core.jobs.store.discarded import forget_discarded, list_discarded, postpone_discarded
+from core.jobs.store.files import get_file, get_held_file, list_files
 from core.jobs.store.fleet import list_cut_samples, list_jobs_at_work, list_spent
 from core.jobs.store.jobs import (
     get_checkpoint,
@@ -27,9 +28,11 @@ from core.jobs.store.models import (
 from core.jobs.store.workers import forget_worker, live_workers, touch_worker
 
 __all__ = [
+    "forget_discarded",
     "forget_worker",
     "get_checkpoint",
     "get_file",
+    "get_held_file",
     "get_job",
     "get_model",
     "get_profile_minimum",
@@ -37,6 +40,7 @@ __all__ = [
     "list_checkpoints",
     "list_costs",
     "list_cut_samples",
+    "list_discarded",
     "list_energy",
     "list_energy_merged",
     "list_events",
@@ -50,6 +54,7 @@ __all__ = [
     "list_selections_on",
     "list_spent",
     "live_workers",
+    "postpone_discarded",
     "put_cost",
     "put_profile_minimum",
     "touch_worker",

@@ -1,4 +1,4 @@
-"""Files. One that is deleted or past ``expires_at`` does not exist."""
+"""Files. One that is deleted or past ``expires_at`` does not exist, but for jobs that hold it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,37 @@ def get_file(session: Session, tenant: str, file_id: str, *, now: datetime) -> F
     return record(FileRecord, find_file(session, tenant, file_id, now=now))
 
 
+def get_held_file(session: Session, tenant: str, file_id: str) -> FileRecord:
+    """As `get_file`, for a job that was accepted while the file was there: its date does not count,
+    as no sweep takes a file from a job that has not ended.
+    """
+    return record(FileRecord, find_file(session, tenant, file_id, now=None))
+
+
 def find_file(
     session: Session,
     tenant: str,
     file_id: str,
     *,
-    now: datetime,
+    now: datetime | None,
     param: str = "file_id",
     lock: bool = False,
     share: bool = False,
 ) -> File:
-    """The row; locked for writing, or (``share``) against being deleted."""
+    """The row; locked for writing, or (``share``) against being deleted.
+
+    Args:
+        session: open session.
+        tenant: whose file.
+        file_id: its id.
+        now: a file past its date is none; None: dates do not count.
+        param: of the error.
+        lock: for writing.
+        share: against being deleted.
+
+    Raises:
+        NotFound: no such file, also for another tenant's.
+    """
     statement = select(File).where(File.id == file_id, *_alive(tenant, now))
     if lock or share:
         statement = statement.with_for_update(read=share)
@@ -43,12 +63,11 @@ def find_file(
     return row
 
 
-def _alive(tenant: str, now: datetime) -> tuple[ColumnElement[bool], ...]:
-    return (
-        File.tenant == tenant,
-        File.deleted_at.is_(None),
-        or_(File.expires_at.is_(None), File.expires_at > now),
-    )
+def _alive(tenant: str, now: datetime | None) -> list[ColumnElement[bool]]:
+    conditions = [File.tenant == tenant, File.deleted_at.is_(None)]
+    if now is not None:
+        conditions.append(or_(File.expires_at.is_(None), File.expires_at > now))
+    return conditions
 
 
 def list_files(

@@ -169,6 +169,13 @@ def get_checkpoint(session: Session, tenant: str, model: str) -> CheckpointRecor
     Raises:
         ModelNotFound: there is none; also for another tenant's.
     """
+    return record(CheckpointRecord, find_checkpoint(session, tenant, model))
+
+
+def find_checkpoint(
+    session: Session, tenant: str, model: str, *, share: bool = False
+) -> Checkpoint:
+    """The row; with ``share`` locked against being deleted. Raises as `get_checkpoint`."""
     row = None
     if is_storable(model):
         statement = (
@@ -176,10 +183,13 @@ def get_checkpoint(session: Session, tenant: str, model: str) -> CheckpointRecor
             .join(Job, Job.id == Checkpoint.job_id)
             .where(Checkpoint.model == model, Job.tenant == tenant)
         )
+        if share:
+            # not the job's row: its worker writes there all the time
+            statement = statement.with_for_update(read=True, of=Checkpoint)
         row = session.scalars(statement, execution_options=FRESH).one_or_none()
     if row is None:
         raise ModelNotFound(f"There is no model {model!r}.", param="model")
-    return record(CheckpointRecord, row)
+    return row
 
 
 def last_checkpoint(session: Session, job_id: str) -> CheckpointRecord | None:

@@ -31,10 +31,15 @@ def get_model(session: Session, tenant: str, model_id: str) -> ModelRecord:
     return record(ModelRecord, find_model(session, tenant, model_id))
 
 
-def find_model(session: Session, tenant: str, model_id: str) -> Model:
+def find_model(
+    session: Session, tenant: str, model_id: str, *, lock: bool = False, share: bool = False
+) -> Model:
+    """The row; locked for writing, or (``share``) against being deleted. Raises as `get_model`."""
     statement = select(Model).where(
         Model.id == model_id, Model.tenant == tenant, Model.deleted_at.is_(None)
     )
+    if lock or share:
+        statement = statement.with_for_update(read=share)
     row = (
         session.scalars(statement, execution_options=FRESH).one_or_none()
         if is_storable(model_id)

@@ -270,7 +270,13 @@ def test_a_finished_job_end_to_end(
     assert in_use.value.code == "file_in_use"
     with pytest.raises(openai.PermissionDeniedError):
         client.models.delete("org/base")
+    with pytest.raises(openai.ConflictError) as needed:
+        client.models.delete(job.fine_tuned_model)
+    assert (needed.value.code, needed.value.param) == ("model_in_use", "model")
+    assert tuned_further.id in needed.value.message
+    client.fine_tuning.jobs.cancel(tuned_further.id)
     assert client.models.delete(job.fine_tuned_model).deleted
+    assert client.fine_tuning.jobs.checkpoints.list(job_id).data == []
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve(job.fine_tuned_model)
 

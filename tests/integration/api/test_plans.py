@@ -22,6 +22,9 @@ from tests.fixtures.provider_server import ProviderServer
 
 Lines = Callable[[int], bytes]
 HOUR = timedelta(hours=1)
+#: no moments in UTC
+FIRST = "0001-01-01T00:00:00+14:00"
+LAST = "9999-12-31T23:59:59-12:00"
 
 
 def upload(client: openai.OpenAI, lines: bytes) -> str:
@@ -88,14 +91,44 @@ def test_wishes_make_a_round_trip(client: openai.OpenAI, chat_lines: Lines) -> N
         ({"carbon_budget_g": 0}, "green.carbon_budget_g", "invalid_value"),
         ({"energy_budget_wh": -1}, "green.energy_budget_wh", "invalid_value"),
         ({"schedule": "green", "zone": None}, "green.zone", "missing_required_parameter"),
+        *(
+            ({name: moment}, f"green.{name}", "invalid_value")
+            for name in ("deadline", "earliest_start")
+            for moment in (FIRST, LAST, "9999-12-31T23:00:00Z", 253402300799)
+        ),
+        ({"schedule": "green", "max_hold_s": 1e300}, "green.max_hold_s", "invalid_value"),
     ],
 )
+@pytest.mark.usefixtures("measured")
 def test_wishes_that_make_no_sense_are_refused(
     client: openai.OpenAI, chat_lines: Lines, green: dict[str, Any], param: str, code: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         submit(client, chat_lines(12), **green)
     assert (refused.value.param, refused.value.code) == (param, code)
+    if {FIRST, LAST, 1e300} & set(green.values()):
+        assert "100 years" in refused.value.message
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("name", ["deadline", "earliest_start", "max_hold_s"])
+def test_a_wish_of_decades_is_accepted(client: openai.OpenAI, chat_lines: Lines, name: str) -> None:
+    years = timedelta(days=99 * 365)
+    far: Any = years.total_seconds()
+    if name != "max_hold_s":
+        far = (datetime.now(UTC) + years).isoformat()
+    assert submit(client, chat_lines(12), rho=0.7, schedule="green", **{name: far}).id
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_plan_for_a_file_that_is_not_there_names_the_field(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.fine_tuning.jobs.create(
+            model="tiny",
+            training_file=f"file-{'0' * 24}",
+            extra_body={"green": {"zone": "FR", "schedule": "green"}},
+        )
+    assert refused.value.param == "training_file"
 
 
 @pytest.mark.usefixtures("measured")
@@ -219,6 +252,11 @@ def test_an_estimate_of_a_file_says_what_it_assumes(
         ({"n_tokens": 10, "deadline": "2020-01-01T00:00:00Z"}, "deadline"),
         ({"n_tokens": 10, "zone": "XX-NOWHERE"}, "zone"),
         ({"n_tokens": 10, "rho": [2.0]}, "rho"),
+        ({"n_tokens": 10, "rho": [0.5, 0]}, "rho"),
+        ({"n_tokens": 10, "rho": [-1]}, "rho"),
+        ({"n_tokens": 10, "deadline": FIRST}, "deadline"),
+        ({"n_tokens": 10, "deadline": LAST}, "deadline"),
+        ({"n_tokens": 10, "deadline": "9999-12-31T23:59:59Z"}, "deadline"),
         ({"n_tokens": 10**13, "n_epochs": 50}, "n_tokens"),
         ({"n_tokens": 10, "deadline": "tomorrow"}, "deadline"),
     ],
@@ -230,6 +268,26 @@ def test_an_estimate_refuses_what_it_cannot_estimate(
         estimate(client, **body)
     assert refused.value.param == param
     assert "value error" not in refused.value.message.lower()
+
+
+def test_an_estimate_of_a_file_that_is_not_there_names_the_field(client: openai.OpenAI) -> None:
+    for file_id in (f"file-{'0' * 24}", "x"):
+        with pytest.raises(openai.NotFoundError) as refused:
+            estimate(client, training_file=file_id)
+        assert refused.value.param == "training_file"
+
+
+def test_an_estimate_has_every_start_that_was_asked_for(client: openai.OpenAI) -> None:
+    made = estimate(client, n_tokens=1000, zone="FR", rho=[0.5, 1], start_hours=[336])
+    rows = [(o["rho"], o["schedule"]) for o in made["options"]]
+    assert rows == [(0.5, "now"), (0.5, "green"), (1.0, "now"), (1.0, "green")]
+    assert made["left_out"] == 0
+    soon = (datetime.now(UTC) + 300 * HOUR).isoformat()
+    bounded = estimate(
+        client, n_tokens=1000, zone="FR", rho=[0.5, 1], start_hours=[336], deadline=soon
+    )
+    assert [o["schedule"] for o in bounded["options"]] == ["green", "green"]
+    assert bounded["left_out"] == 2
 
 
 def test_a_provider_is_asked_before_the_database_is_taken(

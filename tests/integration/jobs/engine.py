@@ -127,9 +127,13 @@ def result_file(number: int) -> NewFile:
     )
 
 
-def checkpoint(step: int) -> NewCheckpoint:
+def checkpoint(step: int, *, is_milestone: bool = True) -> NewCheckpoint:
     return NewCheckpoint(
-        step=step, prefix=f"jobs/x/checkpoints/{step}", n_bytes=7, metrics={"train_loss": 1.5}
+        step=step,
+        prefix=f"jobs/x/checkpoints/{step}",
+        n_bytes=7,
+        metrics={"train_loss": 1.5},
+        is_milestone=is_milestone,
     )
 
 

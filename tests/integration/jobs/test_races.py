@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from threading import Barrier
 
 import pytest
@@ -16,6 +17,8 @@ from core.errors import (
     IdempotencyInProgress,
     InvalidTransition,
     LeaseLost,
+    ModelInUse,
+    ModelNotFound,
     NotFound,
 )
 from core.jobs import service, store
@@ -233,6 +236,65 @@ def test_one_effect_for_a_request_sent_many_times(engine: Engine):
     answers = at_once(*[request] * 8)
     assert len(set(answers)) == 1
     assert [job.id for job in engine.read(store.list_jobs, "acme").items] == answers[:1]
+
+
+def test_a_model_is_deleted_or_a_job_starts_from_it_never_both(engine):
+    for number in range(ROUNDS):
+        engine.submit()
+        claim = engine.running()
+        kept = engine.do(service.record_checkpoint, claim, checkpoint(3))
+        model_id = engine.succeed(claim).fine_tuned_model
+        base = (model_id, kept.model)[number % 2]
+        spec = JobSpec(model=base, training_file=engine.upload())
+        deleted, started = at_once(
+            lambda model_id=model_id: delete_model(engine, model_id),
+            lambda spec=spec: engine.submit(spec),
+        )
+        if isinstance(deleted, ModelInUse):
+            assert started.spec.model == base
+            engine.ask(service.cancel, started.id)
+        else:
+            assert isinstance(started, ModelNotFound)
+
+
+def delete_model(engine: Engine, model_id: str) -> object:
+    with engine.database.transaction() as session:
+        return service.delete_model(session, tenant="acme", model_id=model_id, now=engine.now)
+
+
+def test_a_file_expires_or_a_job_reads_it_never_both(engine):
+    """The API's clock may be behind the database's."""
+    for _ in range(ROUNDS):
+        file_id = engine.upload(expires_at=engine.now + timedelta(seconds=10))
+        spec = JobSpec(model="m", training_file=file_id)
+        late = replace(engine, now=engine.now + timedelta(seconds=10))
+        _, started = at_once(late.sweep, lambda spec=spec: engine.submit(spec))
+        late.sweep()
+        keys = [item.key for item in late.read(store.list_discarded, now=late.now, limit=100)]
+        is_gone = f"files/{file_id}" in keys
+        assert is_gone == isinstance(started, NotFound)
+        if not is_gone:
+            assert late.read(store.get_held_file, "acme", file_id).id == file_id
+
+
+def test_a_checkpoint_is_pruned_or_a_job_starts_from_it_never_both(engine):
+    for _ in range(ROUNDS):
+        job = engine.submit()
+        claim = engine.running(job_id=job.id)
+        old, *_ = [
+            engine.do(service.record_checkpoint, claim, checkpoint(step, is_milestone=False))
+            for step in (1, 2)
+        ]
+        spec = JobSpec(model=old.model, training_file=engine.upload())
+        newer = checkpoint(3, is_milestone=False)
+        _, started = at_once(
+            lambda claim=claim, newer=newer: engine.do(service.record_checkpoint, claim, newer),
+            lambda spec=spec: engine.submit(spec),
+        )
+        page = engine.read(store.list_checkpoints, "acme", job.id)
+        is_gone = old.model not in [row.model for row in page.items]
+        assert is_gone == isinstance(started, ModelNotFound)
+        engine.succeed(claim)
 
 
 def test_a_key_taken_in_a_transaction_of_its_own_shuts_out_the_second(engine):

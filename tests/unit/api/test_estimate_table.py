@@ -36,6 +36,27 @@ def test_what_is_no_moment(text: str) -> None:
         moment_of("--deadline", text, NOW)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "+99999999999h",
+        "-99999999999d",
+        "+36526d",
+        f"+{'9' * 400}h",
+        "9999-12-31T23:59:59-12:00",
+        "0001-01-01T00:00:00+14:00",
+        "2200-01-01T00:00Z",
+    ],
+)
+def test_a_moment_that_is_too_far_off(text: str) -> None:
+    with pytest.raises(InvalidInput, match="--deadline must be within 100 years of now; got"):
+        moment_of("--deadline", text, NOW)
+
+
+def test_a_report_may_begin_long_ago() -> None:
+    assert moment_of("--start", "0001-01-01T00:00Z", NOW) == "0001-01-01T00:00:00+00:00"
+
+
 def test_the_table_marks_what_nothing_beats_and_says_what_is_assumed() -> None:
     option = {
         "rho": 0.5,

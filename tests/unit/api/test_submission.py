@@ -89,6 +89,12 @@ def test_auto_without_a_zone_is_refused() -> None:
         ),
         ({"green": {"training": {"loss_on": "user"}}}, "invalid_value", "green.training.loss_on"),
         ({"green": {"training": {"max_steps": 0}}}, "invalid_value", "green.training.max_steps"),
+        (
+            {"green": {"training": {"weight_decay": 1e300}}},
+            "invalid_value",
+            "green.training.weight_decay",
+        ),
+        ({"green": {"max_hold_s": 1e300}}, "invalid_value", "green.max_hold_s"),
         ({"integrations": [{"type": "wandb"}]}, "unsupported_integration", "integrations"),
         ({"suffix": "a b"}, "invalid_value", "suffix"),
         ({"suffix": "x" * 65}, "invalid_value", "suffix"),

@@ -50,6 +50,31 @@ def test_every_rho_at_every_start_and_in_the_green_hours():
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_without_a_deadline_every_start_that_was_asked_for_has_its_row():
+    result = told(rhos=(0.5, 1.0), start_hours=(0, 40, 336))
+    rows = {(o.rho, o.start) for o in result.options if o.schedule == "now"}
+    assert rows == {(rho, NOW + hours * HOUR) for rho in (0.5, 1.0) for hours in (0, 40, 336)}
+    assert result.left_out == 0
+    # the planner's own hours still end a day after the work at full effort would
+    green = [o for o in result.options if o.schedule == "green"]
+    assert len(green) == 2
+    assert all(o.finish <= NOW + 28 * HOUR for o in green)
+
+
+def test_starting_up_takes_no_row_away():
+    slow = Work(steps=1, cost=work().cost, rho_min=0.34, suspend_s=26 * 3600.0)
+    result = estimate(slow, slots(DAY), NOW, rhos=(1.0,), start_hours=(0,))
+    assert [o.schedule for o in result.options] == ["now", "green"]
+    assert result.left_out == 0
+
+
+def test_work_that_takes_no_time_to_speak_of_has_its_rows_too():
+    cost = StepCost.proportional(full_s_per_step=1e-9, full_j_per_step=1e-9)
+    tiny = Work(steps=1, cost=cost, rho_min=0.34)
+    result = estimate(tiny, slots(DAY), NOW, rhos=(0.5, 1.0), start_hours=(0, 6))
+    assert len(result.options) == 6
+
+
 def test_the_front_is_what_nothing_beats():
     result = told()
     for option in result.options:

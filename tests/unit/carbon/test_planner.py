@@ -303,6 +303,36 @@ def test_beyond_the_forecast_the_same_time_of_its_last_day_stands_in():
     assert drawn.emissions_g == pytest.approx(3 * 90 + 0, rel=0.01)
 
 
+@pytest.mark.parametrize("years", [1, 100])
+def test_a_deadline_decades_ahead_leaves_the_hours_as_fine_as_a_near_one(years):
+    for schedule in ("green", "now"):
+        wish = Wish(rho=0.5, schedule=schedule, deadline=NOW + timedelta(days=14))
+        near = plan(wish, work(), slots(DAY * 14), NOW)
+        far = replace(wish, deadline=NOW + timedelta(days=365) * years)
+        assert plan(far, work(), slots(DAY * 14), NOW) == near
+
+
+def test_work_that_fills_the_greenest_hour_of_every_day_gets_days_enough():
+    near = Wish(rho=1.0, deadline=NOW + timedelta(days=14))
+    far = replace(near, deadline=NOW + timedelta(days=365))
+    grid = slots(([50] + [500] * 23) * 14)
+    soon, later = (plan(wish, work(20), grid, NOW) for wish in (near, far))
+    assert later.emissions_g < 0.7 * soon.emissions_g
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("hours", [1e-17, 1e-12, 1e-9])
+@pytest.mark.parametrize("suspend_s", [0.0, 60.0])
+def test_next_to_nothing_is_planned_like_anything_else(hours, suspend_s, running):
+    wish = Wish(rho=0.5, deadline=NOW + timedelta(days=14))
+    job = work(hours, suspend_s=suspend_s)
+    drawn = plan(wish, job, slots(DAY * 14), NOW, running=running)
+    assert len(drawn.stretches) == 1
+    assert drawn.energy_j > 0
+    assert drawn.dirtiest_g_per_kwh > 0
+    assert drawn.start >= NOW
+
+
 def test_costs_are_interpolated_between_measured_points():
     cost = StepCost(
         points=(

@@ -93,6 +93,20 @@ def test_batches_equal_jobs_taken_one_by_one():
         np.testing.assert_allclose(together[i], alone[0])
 
 
+@pytest.mark.parametrize("need_s", [1e-18, 1e-12, 1e-7])
+@pytest.mark.parametrize("running", [True, False])
+def test_less_than_a_hair_of_a_cell_is_left_and_still_planned(need_s, running):
+    values = np.array([[300.0, 100.0, 200.0]] * 2)
+    amounts = cheapest_cells(
+        values,
+        np.array([need_s, 0.0]),
+        width_s=1800.0,
+        start_cost_s_B=np.array([60.0, 60.0]),
+        running_B=np.array([running, running]),
+    )
+    assert amounts.sum(axis=1).tolist() == [need_s, 0.0]
+
+
 def test_a_flat_forecast_means_now():
     flat = np.full((1, 24), 300.0)
     for price in (0.0, 0.5):

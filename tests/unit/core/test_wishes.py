@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidInput
-from core.spec import GreenOptions, JobSpec, MethodOptions
+from core.spec import MAX_HOLD_S, GreenOptions, JobSpec, MethodOptions
+from core.training_options import WEIGHT_DECAY_MAX, TrainingOptions
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
+FIRST = datetime.min.replace(tzinfo=UTC)
+LAST = datetime.max.replace(tzinfo=UTC)
 moments = st.datetimes(
     min_value=datetime(2000, 1, 1),  # noqa: DTZ001  hypothesis adds the zone
     max_value=datetime(2100, 1, 1),  # noqa: DTZ001  as above
@@ -78,6 +81,13 @@ def test_rho_counts_another_currency_where_it_decides_and_nothing_is_planned() -
         ({"schedule": "later"}, "green.schedule"),
         ({"on_budget": "explode"}, "green.on_budget"),
         ({"max_hold_s": 0}, "green.max_hold_s"),
+        ({"max_hold_s": 1e300}, "green.max_hold_s"),
+        ({"max_hold_s": float("inf")}, "green.max_hold_s"),
+        ({"deadline": FIRST.replace(tzinfo=timezone(timedelta(hours=14)))}, "green.deadline"),
+        (
+            {"earliest_start": LAST.replace(tzinfo=timezone(timedelta(hours=-12)))},
+            "green.earliest_start",
+        ),
         ({"energy_budget_wh": float("inf")}, "green.energy_budget_wh"),
         ({"carbon_budget_g": float("nan")}, "green.carbon_budget_g"),
         ({"carbon_budget_g": True}, "green.carbon_budget_g"),
@@ -87,3 +97,18 @@ def test_wishes_that_make_no_sense(wishes: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidInput) as refused:
         GreenOptions(**wishes)
     assert refused.value.param == param
+
+
+@pytest.mark.parametrize("decay", [-1.0, 1e7, 1e300, float("inf"), float("nan"), True])
+def test_a_weight_decay_that_would_overflow_is_refused(decay: float) -> None:
+    with pytest.raises(InvalidInput, match="a number from 0 to 1000000") as refused:
+        TrainingOptions(weight_decay=decay)
+    assert refused.value.param == "green.training.weight_decay"
+    assert TrainingOptions(weight_decay=WEIGHT_DECAY_MAX).weight_decay == WEIGHT_DECAY_MAX
+
+
+def test_a_job_from_before_a_bound_is_still_read() -> None:
+    old = JobSpec(model="m", training_file="f").to_dict()
+    old["training"]["weight_decay"] = old["green"]["max_hold_s"] = 1e300
+    spec = JobSpec.from_dict(old)
+    assert (spec.training.weight_decay, spec.green.max_hold_s) == (WEIGHT_DECAY_MAX, MAX_HOLD_S)

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from core.errors import StartRefused
 from core.settings import Settings
-from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, RUN_JOB, SWEEP
+from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, RUN_JOB, SWEEP, TIDY
 from worker import tasks
 from worker.__main__ import cli
 from worker.app import make_app, terms_of
@@ -41,22 +41,31 @@ def test_the_sweep_goes_to_the_control_queue_and_does_not_pile_up(settings: Sett
     assert entry["options"] == {"queue": CONTROL_QUEUE, "expires": 7.0}
 
 
+def test_discarded_objects_are_removed_every_minute(settings: Settings):
+    entry = make_app(settings).conf.beat_schedule["tidy"]
+    assert (entry["task"], entry["schedule"]) == (TIDY, 60.0)
+    assert entry["options"] == {"queue": CONTROL_QUEUE, "expires": 60.0}
+
+
 def test_a_nudge_wakes_and_a_sweep_nudges_again(settings: Settings):
     app = make_app(settings)
     woken: list[bool] = []
     sent: list[tuple[str, list[str], str]] = []
     revised: list[int] = []
+    tidied: list[int] = []
     tasks.register(
         app,
         wake=lambda: woken.append(True),
         sweep=lambda: ["ftjob-1", "ftjob-2"],
         revise=lambda: revised.append(1) or 0,
+        tidy=lambda: tidied.append(1) or 0,
     )
     app.send_task = lambda name, args, queue: sent.append((name, args, queue))
     app.tasks[RUN_JOB]("ftjob-9")
     app.tasks[SWEEP]()
     app.tasks[REVISE]()
-    assert (woken, revised) == ([True], [1])
+    app.tasks[TIDY]()
+    assert (woken, revised, tidied) == ([True], [1], [1])
     assert sent == [(RUN_JOB, ["ftjob-1"], JOBS_QUEUE), (RUN_JOB, ["ftjob-2"], JOBS_QUEUE)]
 
 

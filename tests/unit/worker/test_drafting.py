@@ -11,7 +11,8 @@ from core.carbon.calibration import TokenCost
 from core.carbon.intensity import Intensity
 from core.carbon.planner import CostPoint, Infeasible, Ledger, Plan, StepCost
 from core.carbon.trace import TraceSignal
-from core.spec import GreenOptions
+from core.moments import LONGEST
+from core.spec import MAX_HOLD_S, GreenOptions
 from core.units import emissions_g
 from tests.unit.carbon.recorded import folder
 from worker.drafting import Drafting, Task
@@ -121,6 +122,32 @@ def test_an_earliest_start_is_kept_however_near() -> None:
     job = drafting(schedule="now", earliest_start=start)
     plan, _ = drawn(job, [100.0] * 8)
     assert job.hold_until(plan, NOW, intensity_g_per_kwh=100.0) == start
+
+
+@pytest.mark.parametrize("steps", [1, 360])
+@pytest.mark.parametrize("schedule", ["now", "green"])
+@pytest.mark.parametrize(
+    "far",
+    [
+        {"max_hold_s": MAX_HOLD_S},
+        {"deadline": NOW + LONGEST},
+        {"earliest_start": NOW + LONGEST - HOUR, "deadline": NOW + LONGEST},
+        {"earliest_start": NOW + LONGEST, "max_hold_s": MAX_HOLD_S},
+        {"deadline": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)},
+    ],
+)
+def test_the_farthest_wishes_are_planned(far: dict[str, object], schedule: str, steps: int) -> None:
+    job = drafting(schedule=schedule, steps=steps, **far)
+    work = job.work(0, COST)
+    # no provider and no record is asked for decades
+    assert NOW < job.horizon(NOW, job.wish(NOW), work) <= NOW + timedelta(days=14)
+    plan, _ = drawn(job, [300.0, 100.0] * 12)
+    until = job.hold_until(plan, NOW, intensity_g_per_kwh=300.0)
+    if "earliest_start" in far:
+        assert until is not None
+        assert until >= NOW + LONGEST - HOUR
+    else:
+        assert until is None or until <= NOW + timedelta(days=15)
 
 
 class Replay:

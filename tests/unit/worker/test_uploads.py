@@ -130,6 +130,7 @@ def test_a_newer_one_overtakes_but_never_a_milestone(tmp_path, claim, gate, rows
         gate.open.set()
         hook.finish()
     assert rows.steps == [1, 3, 5]
+    assert [row.is_milestone for row in rows.checkpoints] == [False, True, False]
 
 
 def test_a_store_that_comes_back_gets_the_checkpoint(

@@ -1,0 +1,39 @@
+"""What is typed wrong is told in a line, never as a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from api.cli import app
+from core.errors import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("submit", "FILE", "--deadline", "+99999999999h"), "--deadline"),
+        (("submit", "FILE", "--earliest-start", "9999-12-31T23:59:59-12:00"), "--earliest-start"),
+        (("estimate", "--tokens", "9", "--deadline", "+99999999999h"), "--deadline"),
+        (("report", "--fleet", "--start", "-99999999999d"), "--start"),
+        (("report", "--fleet", "--end", "+99999999999d"), "--end"),
+    ],
+)
+def test_a_moment_that_no_calendar_has(
+    arguments: tuple[str, ...], option: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text("{}\n")
+    told = CliRunner().invoke(app, [str(file) if a == "FILE" else a for a in arguments])
+    # `api.cli.main` prints the message of these, and nothing else
+    assert isinstance(told.exception, InvalidInput)
+    assert f"{option} must be within 100 years of now" in str(told.exception)
+
+
+@pytest.mark.parametrize("days", ["36526", "99999999"])
+def test_a_key_that_outlives_the_calendar(days: str) -> None:
+    told = CliRunner().invoke(app, ["keys", "create", "x", "--days", days])
+    assert told.exit_code == 2
+    assert "36525" in told.output
