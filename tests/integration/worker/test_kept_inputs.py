@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -19,9 +20,11 @@ from worker.tidying import tidy
 
 @pytest.fixture
 def desk(tmp_path: Path, tiny_model: Path) -> Iterator[Desk]:
+    before = signal.getsignal(signal.SIGTERM)
     desk = Desk(tmp_path, tiny_model)
     yield desk
     desk.database.dispose()
+    signal.signal(signal.SIGTERM, before)
 
 
 def _expire_all(desk: Desk) -> None:
