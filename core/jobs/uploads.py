@@ -55,20 +55,21 @@ def check_pending(upload: UploadRecord, now: datetime) -> None:
         )
 
 
-def check_room(upload: UploadRecord, parts: Sequence[int], n_bytes: int) -> None:
+def check_room(upload: UploadRecord, *, n_parts: int, held_bytes: int, n_bytes: int) -> None:
     """Parts that are sent again are spare, but not without end.
 
     Args:
         upload: that takes the part.
-        parts: bytes of each part that it has.
+        n_parts: that it has.
+        held_bytes: by them.
         n_bytes: of the new one.
 
     Raises:
         InvalidInput: there are too many parts, or too many bytes for what was announced.
     """
-    if len(parts) >= MAX_PARTS:
+    if n_parts >= MAX_PARTS:
         raise InvalidInput(f"An upload takes at most {MAX_PARTS} parts.", param="data")
-    held = sum(parts) + n_bytes
+    held = held_bytes + n_bytes
     if held > MAX_COPIES * upload.n_bytes:
         raise InvalidInput(
             f"With this part the upload would hold {held} bytes, more than {MAX_COPIES} times the "

@@ -50,5 +50,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # their objects are still removed
+    op.execute(
+        "INSERT INTO discarded (key, is_folder, due_at)"
+        " SELECT object_key, false, created_at FROM upload_parts"
+    )
     op.drop_table("upload_parts")
     op.drop_table("uploads")

@@ -13,7 +13,7 @@ from core.jobs.records import FileRecord, NewFile
 from core.jobs.service.files import FILE_MEMORY_S, create_file
 from core.jobs.store.discarded import discard
 from core.jobs.store.rows import FRESH, is_storable, record
-from core.jobs.store.uploads import find_upload, list_parts
+from core.jobs.store.uploads import find_upload, list_parts, sum_parts
 from core.jobs.tables import Upload, UploadPart
 from core.jobs.uploads import (
     UPLOAD_S,
@@ -76,7 +76,8 @@ def add_part(
     """
     upload = record(UploadRecord, find_upload(session, tenant, upload_id, lock=True))
     check_pending(upload, now)
-    check_room(upload, [part.n_bytes for part in list_parts(session, upload_id)], n_bytes)
+    n_parts, held_bytes = sum_parts(session, upload_id)
+    check_room(upload, n_parts=n_parts, held_bytes=held_bytes, n_bytes=n_bytes)
     row = UploadPart(
         id=part_id, upload_id=upload_id, n_bytes=n_bytes, object_key=object_key, created_at=now
     )

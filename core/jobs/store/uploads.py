@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core.errors import NotFound
@@ -37,3 +37,10 @@ def list_parts(session: Session, upload_id: str) -> tuple[PartRecord, ...]:
     statement = select(UploadPart).where(UploadPart.upload_id == upload_id)
     rows = session.scalars(statement, execution_options=FRESH)
     return tuple(record(PartRecord, row) for row in rows)
+
+
+def sum_parts(session: Session, upload_id: str) -> tuple[int, int]:
+    """How many there are, and their bytes."""
+    sums = select(func.count(), func.coalesce(func.sum(UploadPart.n_bytes), 0))
+    n_parts, n_bytes = session.execute(sums.where(UploadPart.upload_id == upload_id)).one()
+    return n_parts, int(n_bytes)

@@ -113,6 +113,16 @@ def test_from_memory_with_its_checksum(client: openai.OpenAI, chat_lines: Lines)
     assert client.files.content(done.file.id).read() == data
 
 
+def test_an_upload_may_be_larger_than_what_is_sent_in_one_piece(
+    client: openai.OpenAI, app: FastAPI
+) -> None:
+    data = b"x" * (app.state.services.settings.max_file_bytes + 1)
+    upload = begin(client, len(data))
+    done = client.uploads.complete(upload.id, part_ids=send(client, upload.id, data))
+    assert done.file is not None
+    assert client.files.content(done.file.id).read() == data
+
+
 def test_the_list_decides_which_parts_count_and_in_what_order(
     client: openai.OpenAI, chat_lines: Lines
 ) -> None:

@@ -138,8 +138,12 @@ def test_one_of_many_completions_makes_a_file_and_no_part_gets_in_later(engine):
 
 def test_spare_parts_are_not_without_end(engine):
     upload = begin(engine)
-    check_room(upload, [10, 10], 10)
+    for _ in range(3):
+        add(engine, upload.id)
+    with pytest.raises(InvalidInput, match="31 bytes"):
+        add(engine, upload.id, 1)
+    check_room(upload, n_parts=2, held_bytes=20, n_bytes=10)
     with pytest.raises(InvalidInput, match="31 bytes, more than 3 times the 10"):
-        check_room(upload, [10, 10, 1], 10)
+        check_room(upload, n_parts=3, held_bytes=21, n_bytes=10)
     with pytest.raises(InvalidInput, match="10000 parts"):
-        check_room(upload, [0] * MAX_PARTS, 1)
+        check_room(upload, n_parts=MAX_PARTS, held_bytes=1, n_bytes=1)
