@@ -14,9 +14,9 @@ from api import errors
 from api.deps import Services, system_clock
 from api.middleware import BodyLimit, RequestIdentity
 from api.queue import CeleryQueue
-from api.routes import carbon, files, health, jobs, models, reports
+from api.routes import carbon, files, health, jobs, models, reports, uploads
 from api.schemas import ErrorOut
-from api.uploads import FORM_OVERHEAD_BYTES
+from api.uploads import FORM_OVERHEAD_BYTES, MAX_PART_BYTES
 from core.carbon.signal import IntensitySignal, LiveOptions, open_signal
 from core.errors import InvalidInput, SignalUnavailable, StartRefused
 from core.jobs.database import open_database
@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         signal=signal,
         clock=system_clock,
     )
-    for room in (files, jobs, models, carbon, reports, health):
+    for room in (files, uploads, jobs, models, carbon, reports, health):
         app.include_router(room.router, responses=_ERRORS)
     errors.install(app)
     app.add_middleware(BodyLimit, limit_bytes=_body_limit(settings))
@@ -112,5 +112,11 @@ def _open_objects(settings: Settings) -> ObjectStore:
 
 
 def _body_limit(settings: Settings) -> Callable[[str], int]:
-    upload_bytes = settings.max_file_bytes + FORM_OVERHEAD_BYTES
-    return lambda path: upload_bytes if path == "/v1/files" else MAX_JSON_BYTES
+    def limit(path: str) -> int:
+        if path == "/v1/files":
+            return settings.max_file_bytes + FORM_OVERHEAD_BYTES
+        if uploads.takes_a_part(path):
+            return MAX_PART_BYTES + FORM_OVERHEAD_BYTES
+        return MAX_JSON_BYTES
+
+    return limit

@@ -249,6 +249,35 @@ class CreateJob(Request):
     green: GreenIn | None = None
 
 
+class ExpiresAfterIn(Request):
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=3_600, le=2_592_000)]
+
+
+class CreateUpload(Request):
+    bytes: Annotated[int, Field(ge=1, description="Of the whole file.")]
+    filename: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    #: asked for by the client; what a file is, its content decides
+    mime_type: Annotated[str, StringConstraints(min_length=1, max_length=255)]
+    purpose: str
+    expires_after: ExpiresAfterIn | None = None
+
+
+class CompleteUpload(Request):
+    part_ids: Annotated[
+        list[Name],
+        Field(min_length=1, max_length=10_000, description="In the order of the file."),
+    ]
+    md5: (
+        Annotated[
+            str,
+            StringConstraints(pattern="^[0-9A-Fa-f]{32}$"),
+            Field(description="Of the whole file, in hexadecimal."),
+        ]
+        | None
+    ) = None
+
+
 class ListOf(BaseModel):
     """``has_more`` is always there: without it the client asks until data is empty."""
 
@@ -274,6 +303,25 @@ class FileOut(BaseModel):
     status_details: str | None = None
     #: ours: the whole report of the data check (counts, up to 100 problems with line numbers)
     validation: dict[str, Any] | None = None
+
+
+class UploadOut(BaseModel):
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Literal["fine-tune"] = "fine-tune"
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    file: FileOut | None
+
+
+class PartOut(BaseModel):
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
 
 
 class Deleted(BaseModel):

@@ -18,6 +18,7 @@ from core.errors import InvalidInput, MissingParameter, TooLarge
 # What a multipart body may hold besides the file itself.
 FORM_OVERHEAD_BYTES = 64 * 1024
 MAX_FILENAME_CHARS = 255
+MAX_PART_BYTES = 64 * 1024**2
 EXPIRES_MIN_S, EXPIRES_MAX_S = 3_600, 2_592_000
 _MAX_FIELD_BYTES = 4_096
 _EXPIRES = re.compile(r"expires_after\[(\w+)\]")
@@ -57,13 +58,42 @@ async def received(
 Received = Annotated[Upload, Depends(received)]
 
 
+async def received_part(request: Request, _: FilesCaller) -> AsyncIterator[BinaryIO]:
+    """As `received`, for one part of an upload.
+
+    Raises:
+        MissingParameter, InvalidInput: ``data`` is absent or empty.
+        TooLarge: it is over `MAX_PART_BYTES`.
+    """
+    async with request.form(max_files=1, max_fields=8, max_part_size=_MAX_FIELD_BYTES) as form:
+        yield _part(form)
+
+
+ReceivedPart = Annotated[BinaryIO, Depends(received_part)]
+
+
+def _part(form: FormData) -> BinaryIO:
+    data = form.get("data")
+    if not isinstance(data, UploadFile):
+        raise MissingParameter(
+            "Missing required parameter: data. Send it as multipart/form-data.", param="data"
+        )
+    if not data.size:
+        raise InvalidInput("The part is empty.", param="data")
+    if data.size > MAX_PART_BYTES:
+        raise TooLarge(
+            f"The part has {data.size} bytes; at most {MAX_PART_BYTES} are allowed.", param="data"
+        )
+    return data.file
+
+
 def _upload(form: FormData, max_file_bytes: int) -> Upload:
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise MissingParameter(
             "Missing required parameter: file. Send it as multipart/form-data.", param="file"
         )
-    _check_purpose(form.get("purpose"))
+    check_purpose(form.get("purpose"))
     if file.size is not None and file.size > max_file_bytes:
         raise TooLarge(
             f"The file has {file.size} bytes; at most {max_file_bytes} are allowed.", param="file"
@@ -78,7 +108,8 @@ def _upload(form: FormData, max_file_bytes: int) -> Upload:
     return Upload(filename=filename, data=file.file, expires_after=_expires_after(form))
 
 
-def _check_purpose(purpose: object) -> None:
+def check_purpose(purpose: object) -> None:
+    """Raises `MissingParameter` or `InvalidInput` unless it is the one that is known."""
     if purpose is None:
         raise MissingParameter("Missing required parameter: purpose.", param="purpose")
     if purpose != "fine-tune":

@@ -16,6 +16,8 @@ from api.schemas import (
     JobOut,
     ListOf,
     ModelOut,
+    PartOut,
+    UploadOut,
 )
 from core.jobs.records import (
     CheckpointRecord,
@@ -25,6 +27,7 @@ from core.jobs.records import (
     ModelRecord,
     Page,
 )
+from core.jobs.uploads import PartRecord, UploadRecord
 
 T = TypeVar("T")
 
@@ -66,6 +69,23 @@ def file_out(record: FileRecord) -> FileOut:
         status_details=record.status_details,
         validation=None if record.validation is None else dict(record.validation),
     )
+
+
+def upload_out(record: UploadRecord, file: FileOut | None = None) -> UploadOut:
+    """``file``: what a completed upload has become."""
+    return UploadOut(
+        id=record.id,
+        bytes=record.n_bytes,
+        created_at=unix(record.created_at),
+        expires_at=unix(record.expires_at),
+        filename=record.filename,
+        status=record.status,
+        file=file,
+    )
+
+
+def part_out(record: PartRecord) -> PartOut:
+    return PartOut(id=record.id, created_at=unix(record.created_at), upload_id=record.upload_id)
 
 
 def model_out(record: ModelRecord) -> ModelOut:

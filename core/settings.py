@@ -95,6 +95,8 @@ class Settings(BaseSettings):
     organization: str = "greentune"
 
     max_file_bytes: int = 512 * 1024**2
+    #: of a file that is sent in parts
+    max_upload_bytes: int = Field(default=8 * 1024**3, ge=1)
     max_line_bytes: int = 1024**2
     min_examples: int = 10
     #: of one tenant, paused ones included: a loop gone wild must not fill the queue of all

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from http import HTTPStatus
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -17,13 +16,12 @@ from api.errors import error_body
 from api.idempotency import IdempotencyDep
 from api.ranges import Part, Unsatisfiable, part_of
 from api.schemas import CursorListOf, Deleted, ErrorOut, FileOut
-from api.uploads import Received, Upload
+from api.stored_files import stored_file
+from api.uploads import Received
 from api.views import cursor_list_of, file_out
-from core.data.tables import TABLE_SUFFIXES, check_table
-from core.data.validation import DataLimits, ValidationReport, validate
 from core.errors import InvalidInput, NotFound
 from core.jobs import ids, service, store
-from core.jobs.records import FileRecord, NewFile
+from core.jobs.records import FileRecord
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
@@ -69,41 +67,21 @@ def create_file(
     upload: it is reported, with line numbers, in ``validation``. Of a table (.csv, .parquet) the
     form is checked: what its columns must hold is for the job's ``green.task`` to say.
     """
-    file_id = ids.new_id(ids.FILE)
-    key = f"files/{file_id}"
-    try:
-        stored = objects.put(key, upload.data)
-        upload.data.seek(0)
-        # one example at least; how many a job needs is the job's business
-        limits = DataLimits(min_examples=1, max_line_bytes=settings.max_line_bytes)
-        report = _report(upload, limits)
+    with stored_file(
+        objects,
+        upload.data,
+        filename=upload.filename,
+        expires_at=upload.expires_at(now),
+        max_line_bytes=settings.max_line_bytes,
+    ) as file:
         # the slow part is over: only now does the session take its connection
-        digest = upload.digest(stored.sha256)
+        digest = upload.digest(file.sha256)
         earlier = idempotency.earlier_reply(session, digest, now)
         if earlier is not None:
-            objects.delete(key)
+            objects.delete(file.object_key)
             return earlier
-        record = service.create_file(
-            session,
-            tenant=caller.tenant,
-            file=NewFile(
-                id=file_id,
-                filename=upload.filename,
-                purpose="fine-tune",
-                n_bytes=stored.n_bytes,
-                sha256=stored.sha256,
-                object_key=key,
-                status="processed" if report.ok else "error",
-                status_details=report.first_message,
-                validation=report.to_dict(),
-                expires_at=upload.expires_at(now),
-            ),
-            now=now,
-        )
+        record = service.create_file(session, tenant=caller.tenant, file=file, now=now)
         return idempotency.remember(session, digest, file_out(record))
-    except Exception:
-        objects.delete(key)
-        raise
 
 
 @router.get("")
@@ -181,13 +159,6 @@ def file_content(
         media_type="text/csv; charset=utf-8" if is_table else "application/octet-stream",
         headers=headers | {"content-length": str(part.end - part.start)},
     )
-
-
-def _report(upload: Upload, limits: DataLimits) -> ValidationReport:
-    suffix = Path(upload.filename).suffix.lower()
-    if suffix in TABLE_SUFFIXES:
-        return check_table(upload.data, suffix, limits=limits)
-    return validate(upload.data, limits=limits, name="The file")
 
 
 def _no_such_range(n_bytes: int) -> Response:

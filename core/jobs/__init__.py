@@ -2,6 +2,7 @@
 
 ``lifecycle``  states, edges and their event messages as data; pure
 ``records``    what crosses this room's border: frozen records
+``uploads``    files in parts: their records and what makes them complete; pure
 ``ids``        object ids and fine-tuned model names
 ``tables``     the mapped classes; ``migrations/`` builds the same schema
 ``store``      every query

@@ -11,6 +11,8 @@ JOB: Final = "ftjob-"
 EVENT: Final = "ftevent-"
 CHECKPOINT: Final = "ftckpt_"
 FILE: Final = "file-"
+UPLOAD: Final = "upload_"
+PART: Final = "part_"
 KEY: Final = "key_"
 #: what the names of fine-tuned models and their checkpoints begin with
 TUNED: Final = "ft:"

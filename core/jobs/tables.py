@@ -52,6 +52,9 @@ _CLAIMABLE = text("status IN ('validating_files', 'queued', 'running')")
 # the files that a sweep may look at
 _EXPIRES = text("expires_at IS NOT NULL")
 _DELETED = text("deleted_at IS NOT NULL")
+# the uploads that a sweep may look at: those that wait for parts, and those that are over
+_PENDING = text("ended_at IS NULL")
+_ENDED = text("ended_at IS NOT NULL")
 
 
 class Base(DeclarativeBase):
@@ -107,6 +110,40 @@ class File(Base):
     expires_at: Mapped[datetime | None]
     #: the row outlives the deletion for a day: who pages through a list may be standing on it
     deleted_at: Mapped[datetime | None]
+
+
+class Upload(Base):
+    """A file that arrives in parts. The row outlives its end for a day."""
+
+    __tablename__ = "uploads"
+    __table_args__ = (
+        Index(None, "expires_at", postgresql_where=_PENDING, sqlite_where=_PENDING),
+        Index(None, "ended_at", postgresql_where=_ENDED, sqlite_where=_ENDED),
+    )
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    tenant: Mapped[str] = mapped_column(_NAME)
+    filename: Mapped[str]
+    #: as announced
+    n_bytes: Mapped[int] = mapped_column(BigInteger)
+    status: Mapped[str] = mapped_column(_WORD)
+    #: of the file that it becomes
+    file_expires_after_s: Mapped[int | None]
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+
+
+class UploadPart(Base):
+    """Gone once its upload has ended; the object is then left to `Discarded`."""
+
+    __tablename__ = "upload_parts"
+
+    id: Mapped[str] = mapped_column(_ID, primary_key=True)
+    upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"), index=True)
+    n_bytes: Mapped[int] = mapped_column(BigInteger)
+    object_key: Mapped[str]
+    created_at: Mapped[datetime]
 
 
 class Job(Base):

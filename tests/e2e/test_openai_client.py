@@ -134,6 +134,25 @@ def test_the_main_job(client: openai.OpenAI, chat_lines: Lines) -> None:
     assert finished(client, again.id).status == "cancelled"
 
 
+def test_a_file_that_came_in_parts_trains(client: openai.OpenAI, chat_lines: Lines) -> None:
+    data = chat_lines(12)
+    upload = client.uploads.upload_file_chunked(
+        file=data,
+        filename="train.jsonl",
+        bytes=len(data),
+        mime_type="text/jsonl",
+        purpose="fine-tune",
+        part_size=500,
+    )
+    assert upload.file is not None
+    assert client.files.content(upload.file.id).read() == data
+    made = client.fine_tuning.jobs.create(
+        model="tiny", training_file=upload.file.id, extra_body={"green": {"zone": "FR"}}
+    )
+    job = finished(client, made.id)
+    assert job.status == "succeeded", job.error
+
+
 def test_early_stopping_saves_the_rest_and_delivers_the_best(
     client: openai.OpenAI, chat_lines: Lines
 ) -> None:

@@ -1,7 +1,8 @@
 """Use cases. Each takes an open session and ``now`` (aware UTC) and leaves the commit to the edge.
 
 ``customer``     what the API does for a caller: submit, cancel, pause, resume
-``files``        uploads and results
+``files``        training data and results
+``uploads``      files that arrive in parts
 ``checkpoints``  those that are of no more use
 ``models``       fine-tuned models
 ``idempotency``  one effect for a request that is sent twice
@@ -36,6 +37,7 @@ from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
 from core.jobs.service.models import delete_model
 from core.jobs.service.revisions import revise_energy
 from core.jobs.service.sweeper import sweep
+from core.jobs.service.uploads import add_part, cancel_upload, complete_upload, create_upload
 from core.jobs.service.work import (
     append_event,
     claim,
@@ -51,12 +53,16 @@ from core.jobs.service.work import (
 )
 
 __all__ = [
+    "add_part",
     "append_event",
     "begin_idempotent",
     "cancel",
+    "cancel_upload",
     "cancelled",
     "claim",
+    "complete_upload",
     "create_file",
+    "create_upload",
     "delete_file",
     "delete_model",
     "fail",

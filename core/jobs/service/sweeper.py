@@ -18,6 +18,7 @@ from core.jobs.lifecycle import (
 )
 from core.jobs.records import JobError
 from core.jobs.service.files import discard_expired
+from core.jobs.service.uploads import expire_uploads
 from core.jobs.store.rows import FRESH
 from core.jobs.store.transitions import NewEvent, edge_event, let_go
 from core.jobs.tables import Idempotency, Job, Worker
@@ -42,7 +43,7 @@ def sweep(
     ``worker_lost`` after ``max_attempts`` deaths in a row without a new checkpoint, and is queued
     again otherwise. Claimable jobs, most urgent first, are nudged at most every
     ``nudge_again_s`` seconds, ``limit`` at a time: a long queue must not flood the broker. Files
-    past their date that no job needs are discarded.
+    past their date that no job needs are discarded, and the parts of uploads past theirs.
     """
     settle_expired(session, now=now, max_attempts=max_attempts, limit=limit)
     nudged_before = now - timedelta(seconds=nudge_again_s)
@@ -62,6 +63,7 @@ def sweep(
     forgotten = now - timedelta(seconds=WORKER_MEMORY_S)
     session.execute(delete(Worker).where(Worker.seen_at < forgotten), execution_options=FRESH)
     discard_expired(session, now=now, limit=limit)
+    expire_uploads(session, now=now, limit=limit)
     return list(due)
 
 

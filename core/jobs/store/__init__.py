@@ -25,6 +25,7 @@ from core.jobs.store.models import (
     put_cost,
     put_profile_minimum,
 )
+from core.jobs.store.uploads import get_upload, list_parts
 from core.jobs.store.workers import forget_worker, live_workers, touch_worker
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "get_job",
     "get_model",
     "get_profile_minimum",
+    "get_upload",
     "list_attempts",
     "list_checkpoints",
     "list_costs",
@@ -50,6 +52,7 @@ __all__ = [
     "list_jobs_at_work",
     "list_models",
     "list_overheads",
+    "list_parts",
     "list_remarks",
     "list_selections_on",
     "list_spent",

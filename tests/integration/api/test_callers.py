@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import openai
 import pytest
@@ -96,25 +97,33 @@ def test_another_tenants_objects_do_not_exist(
 ) -> None:
     file_id = client.files.create(file=io.BytesIO(chat_lines(12)), purpose="fine-tune").id
     job_id = client.fine_tuning.jobs.create(model="tiny", training_file=file_id).id
+    upload_id = client.uploads.create(
+        bytes=1, filename="x", mime_type="text/jsonl", purpose="fine-tune"
+    ).id
+    mine = {"file_id": file_id, "job_id": job_id, "upload_id": upload_id}
+    nobodys = {name: known[:-24] + "0" * 24 for name, known in mine.items()}
+    # what these routes refuse before they look
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/uploads/{upload_id}/parts": {"files": {"data": b"x"}},
+        "/v1/uploads/{upload_id}/complete": {"json": {"part_ids": ["part_1"]}},
+    }
     headers = {"authorization": f"Bearer {rival.api_key}"}
     walked = 0
     for method, path in routes(app):
         if "{" not in path or "{model}" in path:
             continue
-        mine = path.format(file_id=file_id, job_id=job_id)
-        nobodys = path.format(file_id="file-" + "0" * 24, job_id="ftjob-" + "0" * 24)
-        answers = [http.request(method, url, headers=headers) for url in (mine, nobodys)]
-        assert [answer.status_code for answer in answers] == [404, 404], (method, path)
-        texts = [
-            answer.text.replace(file_id, "ID")
-            .replace(job_id, "ID")
-            .replace("file-" + "0" * 24, "ID")
-            .replace("ftjob-" + "0" * 24, "ID")
-            for answer in answers
-        ]
+        texts = []
+        for known in (mine, nobodys):
+            url = path.format(**known)
+            answer = http.request(method, url, headers=headers, **bodies.get(path, {}))
+            assert answer.status_code == 404, (method, path)
+            text = answer.text
+            for one in known.values():
+                text = text.replace(one, "ID")
+            texts.append(text)
         assert texts[0] == texts[1]
         walked += 1
-    assert walked >= 10
+    assert walked >= 13
     assert list(rival.files.list()) == []
     assert list(rival.fine_tuning.jobs.list()) == []
     assert client.files.retrieve(file_id).id == file_id

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from sqlalchemy.orm import Session
 
 import migrations
 from core.errors import InvalidInput, StartRefused, Unavailable
-from core.jobs.database import create_engine
+from core.jobs import service, store
+from core.jobs.database import create_engine, open_database
 from core.jobs.tables import Base, Job
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,6 +80,23 @@ def test_what_jobs_have_spent_is_told_by_kind_of_intensity_afterwards(database_u
     assert [(part.kind, part.energy_j) for part in spent] == [("average", 18), ("marginal", 7.2)]
     grams = [part.emissions_g for part in spent]
     assert grams == pytest.approx([3000 / 3.6e6, 3600 / 3.6e6])
+
+
+def test_parts_of_uploads_are_removed_after_the_way_back(database_url):
+    migrations.upgrade(database_url)
+    database = open_database(database_url)
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    with database.transaction() as session:
+        upload = service.create_upload(
+            session, tenant="t", filename="x", n_bytes=1, file_expires_after_s=None, now=now
+        )
+        part = {"part_id": "part_1", "object_key": "uploads/1/1", "n_bytes": 1, "now": now}
+        service.add_part(session, tenant="t", upload_id=upload.id, **part)
+    migrations.downgrade(database_url, "0008")
+    with database.read() as session:
+        due = store.list_discarded(session, now=now, limit=2)
+    database.dispose()
+    assert [(item.key, item.is_folder) for item in due] == [("uploads/1/1", False)]
 
 
 def test_the_check_would_notice(database_url):
