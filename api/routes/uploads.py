@@ -20,7 +20,6 @@ from api.uploads import ReceivedPart, check_purpose
 from api.views import file_out, part_out, upload_out
 from core.errors import InvalidInput, NotFound, StorageUnavailable, TooLarge
 from core.jobs import ids, service, store
-from core.jobs.database import Database
 from core.jobs.uploads import PartRecord, UploadRecord, check_pending, chosen_parts
 from core.objects.store import ObjectStore
 
@@ -92,7 +91,9 @@ def create_part(
     """Store a part. One that is sent twice gets two ids; only those that are listed at the end
     count.
     """
-    check_pending(_known(held.database, caller.tenant, upload_id), now)
+    _check_id(upload_id)
+    with held.database.read() as reader:
+        check_pending(store.get_upload(reader, caller.tenant, upload_id), now)
     part_id = ids.new_id(ids.PART)
     key = f"uploads/{upload_id}/{part_id}"
     try:
@@ -124,15 +125,17 @@ def complete_upload(
     now: Now,
 ) -> Response:
     """Join the listed parts to a file, which is checked as if it had come in one piece."""
-    upload = _known(held.database, caller.tenant, upload_id)
+    _check_id(upload_id)
+    with held.database.read() as reader:
+        # in this order: parts that an end meanwhile has taken away are not missed below
+        parts = store.list_parts(reader, upload_id)
+        upload = store.get_upload(reader, caller.tenant, upload_id)
     if upload.status != "pending":
         # sent again by a client that missed the answer, or refused
         earlier = idempotency.earlier_reply(session, body_digest, now)
         if earlier is not None:
             return earlier
     check_pending(upload, now)
-    with held.database.read() as reader:
-        parts = store.list_parts(reader, upload_id)
     chosen = chosen_parts(upload, parts, request.part_ids)
     with (
         _joined(held.objects, chosen, md5=request.md5) as data,
@@ -161,13 +164,6 @@ def cancel_upload(upload_id: str, caller: FilesCaller, session: Transaction, now
     _check_id(upload_id)
     record = service.cancel_upload(session, tenant=caller.tenant, upload_id=upload_id, now=now)
     return upload_out(record)
-
-
-def _known(database: Database, tenant: str, upload_id: str) -> UploadRecord:
-    """In a session that is over before anything slow begins."""
-    _check_id(upload_id)
-    with database.read() as session:
-        return store.get_upload(session, tenant, upload_id)
 
 
 def _check_id(upload_id: str) -> None:
