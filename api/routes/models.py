@@ -11,7 +11,7 @@ from api.deps import AfterCommit, ModelsCaller, Now, Reader, SettingsDep, Transa
 from api.schemas import Deleted, ListOf, ModelOut
 from api.views import model_out, unix
 from core.errors import ModelNotFound, PermissionRefused
-from core.jobs import service, store
+from core.jobs import ids, service, store
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -35,6 +35,10 @@ def retrieve_model(
         return _base_model(model)
     if not is_fine_tuned_name(model):
         raise unknown_model(model)
+    if ids.is_checkpoint_model(model):
+        # a job may start from it, though it is not listed
+        checkpoint = store.get_checkpoint(session, caller.tenant, model)
+        return ModelOut(id=model, created=unix(checkpoint.created_at), owned_by=caller.tenant)
     return model_out(store.get_model(session, caller.tenant, model))
 
 

@@ -247,6 +247,9 @@ def test_a_finished_job_end_to_end(
     [checkpoint] = client.fine_tuning.jobs.checkpoints.list(job_id)
     assert (checkpoint.step_number, checkpoint.metrics.train_loss) == (9, 1.5)
     assert checkpoint.fine_tuned_model_checkpoint.endswith(":ckpt-step-9")
+    name = checkpoint.fine_tuned_model_checkpoint
+    assert client.models.retrieve(name).id == name
+    assert name not in [model.id for model in client.models.list()]
     content = client.files.content(job.result_files[0])
     assert content.text.startswith("step,train_loss")
     assert content.response.headers["content-type"].startswith("text/csv")
