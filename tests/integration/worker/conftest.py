@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal as signals
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy.orm import Session
@@ -17,6 +19,10 @@ from core.jobs.database import Database, now, open_database
 from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
 from core.spec import JobSpec
 from worker.supervisor import Supervisor, Terms
+
+if TYPE_CHECKING:
+    from core.training.hooks import Hook
+    from tests.integration.worker.planned import Make, Planned
 
 TENANT = "acme"
 
@@ -205,3 +211,34 @@ def running(
         supervisor.drain()
         supervisor.hurry()
         supervisor.join()
+
+
+@pytest.fixture
+def make(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """``make(hours, step_s)``: a desk whose grid has these hours, c(lean) or d(irty)."""
+    # imported here: tests without a plan must not pay for torch, and these import from this file
+    from tests.integration.worker.planned import Pace, Planned
+    from worker import runner
+    from worker.calibration import Calibration
+
+    before = signals.getsignal(signals.SIGTERM)
+    desks: list[Planned] = []
+
+    def build(hours: str, step_s: float) -> Planned:
+        home = tmp_path / str(len(desks))
+        home.mkdir()
+        desk = Planned(home, tiny_model, hours)
+        desks.append(desk)
+        real = runner.train
+
+        def train(prepared: Any, *, hooks: list[Hook], **rest: Any) -> Any:
+            calibration = next(h for h in hooks if isinstance(h, Calibration))
+            return real(prepared, hooks=[Pace(desk, step_s, calibration), *hooks], **rest)
+
+        monkeypatch.setattr(runner, "train", train)
+        return desk
+
+    yield build
+    for desk in desks:
+        desk.database.dispose()
+    signals.signal(signals.SIGTERM, before)

@@ -27,7 +27,7 @@ from core.jobs import store
 from core.jobs.lifecycle import Status
 from core.training.hooks import Hook, StepRecord
 from tests.fixtures.provider_server import ProviderServer
-from tests.integration.worker.test_plans import HOUR, Planned
+from tests.integration.worker.planned import HOUR, Planned
 from worker import runner
 from worker.calibration import Calibration
 
