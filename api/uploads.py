@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
@@ -56,6 +56,13 @@ async def received(
 
 
 Received = Annotated[Upload, Depends(received)]
+
+
+def form_body(properties: Mapping[str, Any], *, required: Sequence[str]) -> dict[str, Any]:
+    """A multipart body for the OpenAPI document, which the framework does not parse itself."""
+    schema = {"type": "object", "required": list(required), "properties": dict(properties)}
+    content = {"multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 async def received_part(request: Request, _: FilesCaller) -> AsyncIterator[BinaryIO]:

@@ -17,7 +17,7 @@ from api.idempotency import IdempotencyDep
 from api.ranges import Part, Unsatisfiable, part_of
 from api.schemas import CursorListOf, Deleted, ErrorOut, FileOut
 from api.stored_files import stored_file
-from api.uploads import Received
+from api.uploads import Received, form_body
 from api.views import cursor_list_of, file_out
 from core.errors import InvalidInput, NotFound
 from core.jobs import ids, service, store
@@ -25,25 +25,15 @@ from core.jobs.records import FileRecord
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": ["fine-tune"]},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer"},
-                    },
-                }
-            }
-        },
-    }
-}
+_FORM = form_body(
+    {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["fine-tune"]},
+        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+        "expires_after[seconds]": {"type": "integer"},
+    },
+    required=["file", "purpose"],
+)
 
 _BYTES: dict[str, Any] = {"application/octet-stream": {}, "text/csv": {}}
 _CONTENT: dict[int | str, dict[str, Any]] = {

@@ -16,7 +16,7 @@ from api.deps import FilesCaller, Now, ServicesDep, SettingsDep, Transaction
 from api.idempotency import BodyDigest, IdempotencyDep
 from api.schemas import CompleteUpload, CreateUpload, PartOut, UploadOut
 from api.stored_files import stored_file
-from api.uploads import ReceivedPart, check_purpose
+from api.uploads import ReceivedPart, check_purpose, form_body
 from api.views import file_out, part_out, upload_out
 from core.errors import InvalidInput, NotFound, StorageUnavailable, TooLarge
 from core.jobs import ids, service, store
@@ -26,20 +26,7 @@ from core.objects.store import ObjectStore
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
 _PARTS = re.compile(r"/v1/uploads/[^/]+/parts")
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["data"],
-                    "properties": {"data": {"type": "string", "format": "binary"}},
-                }
-            }
-        },
-    }
-}
+_FORM = form_body({"data": {"type": "string", "format": "binary"}}, required=["data"])
 
 
 def takes_a_part(path: str) -> bool:
