@@ -9,20 +9,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from core.errors import DataInvalid, GreentuneError, MissingParameter
-from core.settings import DEMO_MODEL
-from core.spec import METHODS, EvalOptions, GreenOptions, JobSpec, MethodOptions, TaskOptions
-from core.training_options import TrainingOptions
+from core.errors import DataInvalid, GreentuneError
+from worker.run_command import run
 
 # ruff: noqa: PLC0415  see above
-
-#: `run` ended at a checkpoint because it was told to; as a shell says of SIGINT
-EXIT_PAUSED: Final = 130
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -78,132 +73,7 @@ def demo_data(
     print(f"{train} training, {validation} validation and {test} test examples in {folder}")
 
 
-@cli.command()
-def run(
-    train: Annotated[
-        Path | None,
-        typer.Argument(
-            exists=True, dir_okay=False, help="JSONL; with --task also CSV or Parquet, or none."
-        ),
-    ] = None,
-    *,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Result; the same again continues.")],
-    model: Annotated[str, typer.Option(help="Id or folder.")] = DEMO_MODEL,
-    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "green",
-    rho: Annotated[str, typer.Option(help="Share of full FLOPs, auto or efficient.")] = "auto",
-    currency: Annotated[
-        str, typer.Option(help="What rho is a share of: flops, seconds or joules.")
-    ] = "flops",
-    k: Annotated[int | None, typer.Option(help="last_k: blocks; default: as rho allows.")] = None,
-    lora_r: Annotated[int, typer.Option(help="lora, green_lora: rank.")] = 8,
-    lora_alpha: Annotated[float, typer.Option(help="lora, green_lora: scale.")] = 32.0,
-    lora_dropout: Annotated[float, typer.Option(help="lora, green_lora.")] = 0.0,
-    lora_targets: Annotated[
-        str, typer.Option(help="lora: default (PEFT's table for the model) or all-linear.")
-    ] = "default",
-    virtual_tokens: Annotated[int, typer.Option(help="prefix: length.")] = 20,
-    merge: Annotated[bool, typer.Option(help="A plain model instead of the adapter.")] = False,
-    importance: Annotated[
-        str, typer.Option(help="What tensors are ranked by; or taylor, random, magnitude, fisher.")
-    ] = "importance",
-    zone: Annotated[str | None, typer.Option(help="Grid zone, such as FR.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Default 3.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Default 4.")] = None,
-    accumulation: Annotated[int, typer.Option(help="Batches to an optimiser step.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Default by method and rho.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
-    max_input_tokens: Annotated[int | None, typer.Option(help="Older ones are cut.")] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(help="Later ones are cut.")] = None,
-    selection_interval: Annotated[
-        float | None, typer.Option(help="Epochs between selections; default: chosen with them.")
-    ] = None,
-    checkpoint_every_s: Annotated[float, typer.Option(help="Seconds.")] = 600.0,
-    prefix_reuse: Annotated[
-        str, typer.Option(help="Store hidden states below what is trained: auto, on or off.")
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(help="fp32, bf16 (autocast), or auto: bf16 where the processor has it.")
-    ] = "auto",
-    gradient_checkpointing: Annotated[
-        bool, typer.Option(help="Less memory, more FLOPs: blocks run again in the backward pass.")
-    ] = False,
-    early_stopping_patience: Annotated[
-        int | None,
-        typer.Option(
-            help="End after so many epochs without a lower validation loss; keep the best."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of order, dropout and selection.")] = 0,
-    task: Annotated[
-        str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa; its hub data.")
-    ] = None,
-    columns: Annotated[str, typer.Option(help="Such as src=document,summary=gold.")] = "",
-    eval_metrics: Annotated[
-        str | None, typer.Option(help="Ask before and after; such as rougeL,f1.")
-    ] = None,
-    eval_examples: Annotated[
-        int | None, typer.Option(help="Ask so many held-out examples; default 100.")
-    ] = None,
-    eval_decoding: Annotated[
-        str | None, typer.Option(help="greedy (default), or beam as in the paper.")
-    ] = None,
-    eval_new_tokens: Annotated[int | None, typer.Option(help="Of an answer at most.")] = None,
-) -> None:
-    """Fine-tune with no server: model, metrics, answers and emissions report into a folder."""
-    from core.settings import read_settings
-    from worker.run_local import print_result, run_local
-
-    settings = read_settings()
-    train, validation = _files(train, validation, task, settings.home / "tasks")
-    spec = JobSpec(
-        model=model,
-        training_file=str(train.absolute()),
-        validation_file=None if validation is None else str(validation.absolute()),
-        seed=seed,
-        training=TrainingOptions(
-            n_epochs=epochs,
-            batch_size=batch_size,
-            gradient_accumulation=accumulation,
-            learning_rate=learning_rate,
-            max_steps=max_steps,
-            max_input_tokens=max_input_tokens,
-            max_output_tokens=max_output_tokens,
-            selection_interval=selection_interval,
-            checkpoint_every_s=checkpoint_every_s,
-            prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
-            precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
-            gradient_checkpointing=gradient_checkpointing,
-            early_stopping_patience=early_stopping_patience,
-        ),
-        green=GreenOptions(
-            method=method,  # type: ignore[arg-type]  checked by GreenOptions
-            options=MethodOptions(
-                k=k,
-                r=lora_r,
-                alpha=lora_alpha,
-                dropout=lora_dropout,
-                target_modules=lora_targets,  # type: ignore[arg-type]  checked by MethodOptions
-                n_virtual_tokens=virtual_tokens,
-                merge=merge,
-            ),
-            importance=importance,  # type: ignore[arg-type]  checked by GreenOptions
-            rho=_share(rho),
-            currency=currency,  # type: ignore[arg-type]  checked by GreenOptions
-            zone=zone,
-        ),
-        task=_task(task, columns),
-        eval=_exam(
-            metrics=None if eval_metrics is None else tuple(eval_metrics.split(",")),
-            max_examples=eval_examples,
-            decoding=eval_decoding,
-            max_new_tokens=eval_new_tokens,
-        ),
-    )
-    console = Console()
-    result = run_local(spec, out, settings, console)
-    print_result(result, console)
-    sys.exit(0 if result.emissions is not None else EXIT_PAUSED)
+cli.command()(run)
 
 
 @cli.command()
@@ -229,48 +99,6 @@ def profile(
         print(json.dumps(found.to_dict(), indent=1))
     else:
         print_profile(found, Console())
-
-
-def _files(
-    train: Path | None, validation: Path | None, task: str | None, folder: Path
-) -> tuple[Path, Path | None]:
-    """The files that were named; none: the task's own, from the hub."""
-    if train is not None:
-        return train, validation
-    if task is None:
-        raise MissingParameter(
-            "Name a training file, or a --task whose data set the hub has.", param="training_file"
-        )
-    from core.data.tasks import task_named
-    from worker.corpus import fetch_tables
-
-    found, held_out = fetch_tables(task_named(task), folder)
-    return found, validation or held_out
-
-
-def _task(name: str | None, columns: str) -> TaskOptions | None:
-    from core.data.tables import parse_columns
-
-    named = parse_columns(columns)
-    if name is not None:
-        return TaskOptions(name=name, columns=named)
-    if named:
-        raise MissingParameter("Columns belong to a task's template; say which --task.")
-    return None
-
-
-def _exam(**options: Any) -> EvalOptions | None:
-    """None where nothing was said of an evaluation; what was not said has its default."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return EvalOptions(**given) if given else None
-
-
-def _share(text: str) -> Any:
-    """A number where it is one; the spec says what is wrong with the rest."""
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 @cli.command()

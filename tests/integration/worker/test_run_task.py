@@ -76,7 +76,7 @@ def test_questions_from_parquet(tmp_path: Path, tiny_model: Path, tables: tuple[
         (["--task", "piqa"], "has no column 'goal'; its columns are: q, answers"),
         (["--columns", "q=q"], "say which --task"),
         (["--task", "webquestions", "--columns", "q"], "field=column"),
-        (["--task", "webquestions", "--eval-metrics", "bleu"], "green.eval.metrics must be of"),
+        (["--task", "webquestions", "--eval-metrics", "bleu"], "--eval-metrics must be of"),
     ],
 )
 def test_refusals_are_one_sentence(

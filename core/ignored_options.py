@@ -1,0 +1,73 @@
+"""Options that a job's method ignores are refused by name, at every door alike.
+
+Not by `core.spec.GreenOptions` itself: it has a value for every option, and cannot tell those that
+somebody chose from defaults.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from core.errors import InvalidInput
+from core.spec import GreenOptions
+
+_ADAPTERS = ("lora", "green_lora")
+#: option -> the methods that heed it
+_HEEDED_BY: Mapping[str, tuple[str, ...]] = {
+    "green.options.k": ("last_k",),
+    "green.options.r": _ADAPTERS,
+    "green.options.alpha": _ADAPTERS,
+    "green.options.dropout": _ADAPTERS,
+    "green.options.target_modules": ("lora",),
+    "green.options.n_virtual_tokens": ("prefix",),
+    "green.options.merge": _ADAPTERS,
+    "green.importance": ("green", "green_lora"),
+}
+#: heeded by the methods that follow rho: they select again
+_INTERVAL = "green.training.selection_interval"
+
+
+def refuse_ignored(green: GreenOptions, said: Mapping[str, Any]) -> None:
+    """
+    Args:
+        green: what came of ``said``.
+        said: the request's ``green``, nested as there. None is not said, nor is a ``merge`` of
+            false or, of a method that costs what it costs, a ``rho`` of 1: that is what happens.
+
+    Raises:
+        InvalidInput: ``param`` is the first option that ``green.method`` ignores.
+    """
+    if not green.follows_rho and said.get("rho") not in (None, 1):
+        raise InvalidInput(
+            f"{_chosen(green)} costs what it costs: leave green.rho out or at 1; "
+            f"got {said['rho']}.",
+            param="green.rho",
+        )
+    for path in _paths("green", said):
+        methods = _HEEDED_BY.get(path, (green.method,))
+        if green.method in methods and (path != _INTERVAL or green.follows_rho):
+            continue
+        words = " or ".join(methods)
+        if path == _INTERVAL:
+            words = "green, green_lora, or last_k without green.options.k"
+        raise InvalidInput(
+            f"{path} is for {words}; {_chosen(green)} ignores it: leave it out, or choose such a "
+            "method.",
+            param=path,
+        )
+
+
+def _chosen(green: GreenOptions) -> str:
+    """The method, and the option that makes another of it."""
+    fixed = " with green.options.k" if green.options.k and green.method == "last_k" else ""
+    return f"green.method {green.method}{fixed}"
+
+
+def _paths(at: str, said: Mapping[str, Any]) -> Iterator[str]:
+    """Dotted, of all that has a value."""
+    for name, value in said.items():
+        if isinstance(value, Mapping):
+            yield from _paths(f"{at}.{name}", value)
+        elif value is not None and not (name == "merge" and value is False):
+            yield f"{at}.{name}"

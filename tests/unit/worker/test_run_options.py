@@ -1,0 +1,143 @@
+"""Options that a method ignores: the API and `greentune run` refuse the same ones, by name."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from api.schemas import CreateJob
+from api.submission import spec_of
+from core.errors import InvalidInput
+from core.spec import METHODS
+from worker.__main__ import cli
+
+LORA, RANKING = {"lora", "green_lora"}, {"green", "green_lora"}
+#: field, a value, the option of `run` that sets it, and the methods that heed it
+HEEDED = [
+    ("options.k", 2, "--k", {"last_k"}),
+    ("options.r", 8, "--lora-r", LORA),
+    ("options.alpha", 16.0, "--lora-alpha", LORA),
+    ("options.dropout", 0.1, "--lora-dropout", LORA),
+    ("options.target_modules", "all-linear", "--lora-targets", {"lora"}),
+    ("options.n_virtual_tokens", 5, "--virtual-tokens", {"prefix"}),
+    ("options.merge", True, "--merge", LORA),
+    ("importance", "fisher", "--importance", RANKING),
+    ("rho", 0.7, "--rho", RANKING | {"last_k"}),
+    ("currency", "seconds", "--currency", {"green", "last_k"}),
+    ("training.selection_interval", 0.5, "--selection-interval", RANKING | {"last_k"}),
+]
+EVERY_PAIR = [
+    pytest.param(method, *rest, id=f"{method}-{rest[0]}") for rest in HEEDED for method in METHODS
+]
+
+
+def post(method: str, **green: Any) -> None:
+    body = {"model": "m", "training_file": "f", "green": {"method": method, **green}}
+    spec_of(CreateJob.model_validate(body), default_zone="FR")
+
+
+def nested(field: str, value: Any) -> dict[str, Any]:
+    block, _, name = field.rpartition(".")
+    return {block: {name: value}} if block else {name: value}
+
+
+@pytest.fixture
+def run(tmp_path: Path):
+    """`greentune run`, up to its refusal: of the method, or else of the last option, which stands
+    beside all that has come through before it.
+    """
+    train = tmp_path / "train.jsonl"
+    train.touch()
+
+    def refusal(*options: str) -> InvalidInput:
+        last = ("--early-stopping-patience", "1")  # there is no validation file
+        command = ["run", str(train), "--out", str(tmp_path / "out"), *options, *last]
+        error = CliRunner().invoke(cli, command).exception
+        assert isinstance(error, InvalidInput), error
+        return error
+
+    return refusal
+
+
+@pytest.mark.parametrize(("method", "field", "value", "option", "heeding"), EVERY_PAIR)
+def test_both_doors_refuse_what_a_method_ignores(
+    run, method: str, field: str, value: Any, option: str, heeding: set[str]
+) -> None:
+    words = [option] if value is True else [option, str(value)]
+    told = run("--method", method, *words)
+    if method in heeding:
+        post(method, **nested(field, value))
+        assert told.param == "green.training.early_stopping_patience"
+        assert "--early-stopping-patience" in told.message
+        assert "give --validation" in told.message
+        return
+    with pytest.raises(InvalidInput) as refused:
+        post(method, **nested(field, value))
+    assert refused.value.param == told.param == f"green.{field}"
+    assert (refused.value.code, told.code) == ("invalid_value", "invalid_value")
+    assert f"green.{field}" in refused.value.message
+    assert option in told.message
+    assert "green." not in told.message
+    for message in (refused.value.message, told.message):
+        assert f"method {method}" in message or "A prefix" in message
+        assert "leave" in message
+
+
+def test_a_fixed_number_of_blocks_is_another_method(run) -> None:
+    fixed = ("--method", "last_k", "--k", "2")
+    for option, value in (
+        ("--rho", "0.7"),
+        ("--selection-interval", "1"),
+        ("--currency", "seconds"),
+    ):
+        assert option in run(*fixed, option, value).message
+    assert "--method last_k with --k" in run(*fixed, "--rho", "0.7").message
+    with pytest.raises(InvalidInput, match=r"green.method last_k with green.options.k costs"):
+        post("last_k", options={"k": 2}, rho=0.7)
+
+
+def test_what_happens_anyway_may_be_said(run) -> None:
+    post("full", rho=1, options={"merge": False, "r": None}, importance=None, currency="flops")
+    plain = run("--method", "full", "--rho", "1", "--no-merge", "--currency", "flops")
+    assert plain.param == "green.training.early_stopping_patience"
+
+
+def test_other_mistakes_are_told_in_the_words_of_options(run) -> None:
+    for option, value in (
+        ("--lora-r", "0"),
+        ("--epochs", "99"),
+        ("--accumulation", "0"),
+        ("--method", "bitfit"),
+        ("--rho", "much"),
+        ("--eval-examples", "0"),
+    ):
+        assert run("--method", "lora", option, value).message.startswith(f"{option} must be ")
+
+
+def test_a_refusal_loads_no_training_stack_and_is_one_sentence(tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.touch()
+    script = (
+        "import json, sys\n"
+        "from worker.__main__ import main\n"
+        "try:\n"
+        "    main()\n"
+        "except SystemExit as ended:\n"
+        "    print(json.dumps([ended.code, 'torch' in sys.modules]))\n"
+    )
+    options = ["run", str(train), "--out", str(tmp_path / "out"), "--method", "full", "--k", "3"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *options], capture_output=True, text=True, check=True
+    )
+    message, is_loaded = json.loads(done.stdout)
+    assert message == (
+        "--k is for last_k; --method full ignores it: leave it out, or choose such a method."
+    )
+    assert not is_loaded
+    assert not (tmp_path / "out").exists()

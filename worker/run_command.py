@@ -1,0 +1,246 @@
+"""`greentune run`: its options, made a `core.spec.JobSpec`.
+
+Imports of what trains live in the command, as `worker.__main__` says; a wrong option is refused
+before they are paid for.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from core.errors import InvalidInput, MissingParameter
+from core.ignored_options import refuse_ignored
+from core.settings import DEMO_MODEL, read_settings
+from core.spec import METHODS, EvalOptions, GreenOptions, JobSpec, MethodOptions, TaskOptions
+from core.training_options import TrainingOptions
+
+# ruff: noqa: PLC0415  see above
+
+#: `run` ended at a checkpoint because it was told to; as a shell says of SIGINT
+EXIT_PAUSED: Final = 130
+#: a spec's field -> the option that sets it, where it is not the field's own last name
+_OPTIONS: Final[Mapping[str, str]] = {
+    "green.options.r": "--lora-r",
+    "green.options.alpha": "--lora-alpha",
+    "green.options.dropout": "--lora-dropout",
+    "green.options.target_modules": "--lora-targets",
+    "green.options.n_virtual_tokens": "--virtual-tokens",
+    "green.training.gradient_accumulation": "--accumulation",
+    "green.eval": "--eval-metrics",
+    "green.eval.metrics": "--eval-metrics",
+    "green.eval.max_examples": "--eval-examples",
+    "green.eval.decoding": "--eval-decoding",
+    "green.eval.max_new_tokens": "--eval-new-tokens",
+    "hyperparameters.n_epochs": "--epochs",
+    "validation_file": "--validation",
+}
+_FIELD = re.compile(r"\b(?:green|hyperparameters)(?:\.[a-z]\w*)+|\bvalidation_file\b")
+
+
+def run(
+    train: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True, dir_okay=False, help="JSONL; with --task also CSV or Parquet, or none."
+        ),
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(file_okay=False, help="Result; the same again continues.")],
+    model: Annotated[str, typer.Option(help="Id or folder.")] = DEMO_MODEL,
+    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(METHODS)}; default green.")
+    ] = None,
+    rho: Annotated[
+        str | None, typer.Option(help="Share of full FLOPs, auto (default) or efficient.")
+    ] = None,
+    currency: Annotated[
+        str | None, typer.Option(help="What rho is a share of: flops (default), seconds or joules.")
+    ] = None,
+    k: Annotated[int | None, typer.Option(help="last_k: blocks; default: as rho allows.")] = None,
+    lora_r: Annotated[int | None, typer.Option(help="lora, green_lora: rank; default 8.")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="lora, green_lora: scale; default 32.")
+    ] = None,
+    lora_dropout: Annotated[float | None, typer.Option(help="lora, green_lora; default 0.")] = None,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(help="lora: default (PEFT's table for the model) or all-linear."),
+    ] = None,
+    virtual_tokens: Annotated[int | None, typer.Option(help="prefix: length; default 20.")] = None,
+    merge: Annotated[
+        bool, typer.Option(help="lora, green_lora: a plain model instead of the adapter.")
+    ] = False,
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            help="green, green_lora: what tensors are ranked by: importance (default), taylor, "
+            "random, magnitude or fisher."
+        ),
+    ] = None,
+    zone: Annotated[str | None, typer.Option(help="Grid zone, such as FR.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Default: 1 to 8, by the number of examples.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Default 4.")] = None,
+    accumulation: Annotated[int, typer.Option(help="Batches to an optimiser step.")] = 1,
+    learning_rate: Annotated[float | None, typer.Option(help="Default by method and rho.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
+    max_input_tokens: Annotated[int | None, typer.Option(help="Older ones are cut.")] = None,
+    max_output_tokens: Annotated[int | None, typer.Option(help="Later ones are cut.")] = None,
+    selection_interval: Annotated[
+        float | None, typer.Option(help="Epochs between selections; default: chosen with them.")
+    ] = None,
+    checkpoint_every_s: Annotated[float, typer.Option(help="Seconds.")] = 600.0,
+    prefix_reuse: Annotated[
+        str, typer.Option(help="Store hidden states below what is trained: auto, on or off.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 (autocast), or auto: bf16 where the processor has it.")
+    ] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Less memory, more FLOPs: blocks run again in the backward pass.")
+    ] = False,
+    early_stopping_patience: Annotated[
+        int | None,
+        typer.Option(
+            help="End after so many epochs without a lower validation loss; keep the best."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of order, dropout and selection.")] = 0,
+    task: Annotated[
+        str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa; its hub data.")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="Such as src=document,summary=gold.")] = "",
+    eval_metrics: Annotated[
+        str | None, typer.Option(help="Ask before and after; such as rougeL,f1.")
+    ] = None,
+    eval_examples: Annotated[
+        int | None, typer.Option(help="Ask so many held-out examples; default 100.")
+    ] = None,
+    eval_decoding: Annotated[
+        str | None, typer.Option(help="greedy (default), or beam as in the paper.")
+    ] = None,
+    eval_new_tokens: Annotated[int | None, typer.Option(help="Of an answer at most.")] = None,
+) -> None:
+    """Fine-tune with no server: model, metrics, answers and emissions report into a folder."""
+    settings = read_settings()
+    with _in_words_of_options():
+        share = None if rho is None else _number_or_word(rho)
+        options = _given(
+            k=k,
+            r=lora_r,
+            alpha=lora_alpha,
+            dropout=lora_dropout,
+            target_modules=lora_targets,
+            n_virtual_tokens=virtual_tokens,
+            merge=merge or None,
+        )
+        named = _given(
+            method=method, rho=share, currency=currency, importance=importance, zone=zone
+        )
+        green = GreenOptions(options=MethodOptions(**options), **named)
+        training = TrainingOptions(
+            n_epochs=epochs,
+            batch_size=batch_size,
+            gradient_accumulation=accumulation,
+            learning_rate=learning_rate,
+            max_steps=max_steps,
+            max_input_tokens=max_input_tokens,
+            max_output_tokens=max_output_tokens,
+            selection_interval=selection_interval,
+            checkpoint_every_s=checkpoint_every_s,
+            prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
+            precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
+            gradient_checkpointing=gradient_checkpointing,
+            early_stopping_patience=early_stopping_patience,
+        )
+        said = {"selection_interval": selection_interval}
+        refuse_ignored(green, {**named, "options": options, "training": said})
+        exam = _given(
+            metrics=None if eval_metrics is None else tuple(eval_metrics.split(",")),
+            max_examples=eval_examples,
+            decoding=eval_decoding,
+            max_new_tokens=eval_new_tokens,
+        )
+        questions = EvalOptions(**exam) if exam else None
+        train, validation = _files(train, validation, task, settings.home / "tasks")
+        spec = JobSpec(
+            model=model,
+            training_file=str(train.absolute()),
+            validation_file=None if validation is None else str(validation.absolute()),
+            seed=seed,
+            training=training,
+            green=green,
+            task=_task(task, columns),
+            eval=questions,
+        )
+        from worker.run_local import print_result, run_local
+
+        console = Console()
+        result = run_local(spec, out, settings, console)
+    print_result(result, console)
+    sys.exit(0 if result.emissions is not None else EXIT_PAUSED)
+
+
+@contextmanager
+def _in_words_of_options() -> Iterator[None]:
+    """What is wrong with a field of the spec, said of the option that sets it."""
+    try:
+        yield
+    except InvalidInput as error:
+        error.message = _FIELD.sub(lambda found: _option(found[0]), error.message)
+        raise
+
+
+def _option(field: str) -> str:
+    return _OPTIONS.get(field) or "--" + field.rpartition(".")[2].replace("_", "-")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """What was said; the rest is the spec's to fill in."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _files(
+    train: Path | None, validation: Path | None, task: str | None, folder: Path
+) -> tuple[Path, Path | None]:
+    """The files that were named; none: the task's own, from the hub."""
+    if train is not None:
+        return train, validation
+    if task is None:
+        raise MissingParameter(
+            "Name a training file, or a --task whose data set the hub has.", param="training_file"
+        )
+    from core.data.tasks import task_named
+    from worker.corpus import fetch_tables
+
+    found, held_out = fetch_tables(task_named(task), folder)
+    return found, validation or held_out
+
+
+def _task(name: str | None, columns: str) -> TaskOptions | None:
+    from core.data.tables import parse_columns
+
+    named = parse_columns(columns)
+    if name is not None:
+        return TaskOptions(name=name, columns=named)
+    if named:
+        raise MissingParameter("Columns belong to a task's template; say which --task.")
+    return None
+
+
+def _number_or_word(text: str) -> Any:
+    """The spec says what is wrong with other words than its own."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
