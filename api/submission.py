@@ -9,6 +9,7 @@ from typing import Any
 from api.schemas import CreateJob, EvalIn, GreenIn, HyperparametersIn, TaskIn, TrainingIn
 from core.data.tasks import task_named
 from core.errors import InvalidInput, MissingParameter, RhoInfeasible, UnsupportedMethod
+from core.ignored_options import refuse_ignored
 from core.spec import (
     RHO_FLOOR,
     SEED_MAX,
@@ -178,13 +179,8 @@ def _green_options(green: GreenIn, default_zone: str | None) -> GreenOptions:
     if green.options is not None:
         options["options"] = MethodOptions(**green.options.model_dump(exclude_none=True))
     asked = GreenOptions(**options)
+    refuse_ignored(asked, green.model_dump())
     if not asked.follows_rho:
-        if green.rho not in (None, 1, 1.0):
-            raise InvalidInput(
-                f"green.method {asked.method} costs what it costs: leave green.rho out or at 1; "
-                f"got {green.rho}.",
-                param="green.rho",
-            )
         return GreenOptions(**options, rho=1.0)
     if green.rho == "auto" and zone is None:
         raise MissingParameter(

@@ -242,7 +242,7 @@ def test_nothing_but_our_errors_comes_out(green: dict[str, Any], zone: str | Non
 
 
 def test_a_methods_options_reach_the_spec() -> None:
-    asked = {"method": "lora", "options": {"r": 4, "merge": True}, "importance": "fisher"}
+    asked = {"method": "green_lora", "options": {"r": 4, "merge": True}, "importance": "fisher"}
     green = spec(green=asked).green
     assert (green.options.r, green.options.merge, green.options.alpha) == (4, True, 32.0)
     assert green.importance == "fisher"
