@@ -63,7 +63,7 @@ BEFORE: Final = "before.json"
 
 
 def main() -> int:
-    arguments = _arguments()
+    arguments = asked()
     transformers.utils.logging.set_verbosity_error()
     folder = arguments.runs / _digest(arguments)
     flops = _cached(arguments.runs / f"flops-{torch.__version__}.json", measure_paper)
@@ -76,7 +76,7 @@ def main() -> int:
     return int(bool(failed))
 
 
-def _arguments() -> argparse.Namespace:
+def asked() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of data; none: train nothing")
     parser.add_argument("--model", default=DEMO_MODEL, help="id or folder")
@@ -138,13 +138,13 @@ def _run_missing(arguments: argparse.Namespace, folder: Path) -> list[Run]:
         missing.insert(0, NOBODY)
     return run_all(
         lambda: missing,
-        functools.partial(_run_one, arguments),
+        functools.partial(run_one, arguments),
         n_jobs=arguments.jobs,
         at_most=arguments.at_most,
     )
 
 
-def _run_one(arguments: argparse.Namespace, run: Run) -> None:
+def run_one(arguments: argparse.Namespace, run: Run) -> None:
     transformers.utils.logging.set_verbosity_error()
     folder = arguments.runs / _digest(arguments)
     if run == NOBODY:
