@@ -19,7 +19,7 @@ from rich.console import Console
 
 from api.client import Client
 from api.edge import own_database, print_columns, saying, server
-from api.estimate_table import moment_of, print_estimate, save_estimate, tokens_of
+from api.estimate_table import amount_of, moment_of, print_estimate, save_estimate
 from api.home import made_folder
 from api.report_command import report
 from api.watch import describe, number, watch
@@ -256,10 +256,11 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Energy, grams, finish and quality of a job for several rho and starts. Uploads nothing."""
+    n_tokens, n_epochs = (tokens, 1) if file is None else amount_of(file)
     body = {
         "model": model,
-        "n_tokens": tokens if file is None else tokens_of(file),
-        "n_epochs": epochs,
+        "n_tokens": n_tokens,
+        "n_epochs": epochs or n_epochs,
         "rho": rho,
         "start_hours": start,
         "zone": zone,

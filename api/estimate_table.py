@@ -15,6 +15,7 @@ from core.carbon.estimate_page import left_out_of, to_html
 from core.errors import InvalidInput
 from core.moments import LONGEST, LONGEST_SAID
 from core.spec import BYTES_PER_TOKEN
+from core.training_options import auto_epochs
 
 _RELATIVE = re.compile(r"([+-]\d+(?:\.\d+)?)([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
@@ -50,9 +51,13 @@ def _moment(text: str, now: datetime) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def tokens_of(file: Path) -> int:
-    """About as many as the file trains on."""
-    return max(round(file.stat().st_size / BYTES_PER_TOKEN), 1)
+def amount_of(file: Path) -> tuple[int, int]:
+    """About as many tokens as the file trains on, and passes over them where nobody says how
+    many.
+    """
+    with file.open("rb") as lines:
+        n_examples = sum(1 for line in lines if line.strip())
+    return max(round(file.stat().st_size / BYTES_PER_TOKEN), 1), auto_epochs(n_examples)
 
 
 def print_estimate(document: dict[str, Any], console: Console) -> None:
@@ -108,11 +113,12 @@ def basis_of(document: dict[str, Any]) -> str:
     if basis["hardware"] is not None:
         said = f"measured on {basis['hardware']}"
     quality = basis["quality"]
+    epochs = "1 epoch" if basis["n_epochs"] == 1 else f"{basis['n_epochs']} epochs"
     expected = "assumed from rho alone"
     if quality["basis"] != "assumed":
         expected = f"as {quality['n_selections']} selections of the latest job on it measured"
     return (
-        f"{basis['n_tokens']} tokens x {basis['n_epochs']} epochs in {document['zone']}; costs "
+        f"{basis['n_tokens']} tokens x {epochs} in {document['zone']}; costs "
         f"{said}; quality {expected}."
     )
 

@@ -34,7 +34,8 @@ from core.errors import InvalidInput, NotFound, SignalUnavailable
 from core.jobs import store
 from core.jobs.records import FileRecord
 from core.moments import LONGEST, LONGEST_SAID, check_not_too_far
-from core.spec import BYTES_PER_TOKEN, DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, RHO_FLOOR, JobSpec
+from core.spec import BYTES_PER_TOKEN, DEFAULT_BATCH_SIZE, RHO_FLOOR, JobSpec
+from core.training_options import auto_epochs
 from core.units import wh_to_joules
 
 #: one checkpoint, release, claim and start, of a model that fits one device
@@ -88,7 +89,7 @@ def check_wishes(
     known = known_cost(session, parent)
     if known.hardware is None:
         return
-    file = _training_file(session, tenant, spec.training_file, now)
+    file = training_file_of(session, tenant, spec.training_file, now)
     work = _work_of(spec, file, known)
     rho = green.fixed_rho
     wish = Wish(
@@ -130,8 +131,7 @@ def estimate_of(
         SignalUnavailable: nothing is known of the grid.
     """
     known = known_cost(session, parent)
-    n_tokens = _tokens_asked(session, request, tenant, now)
-    n_epochs = request.n_epochs or DEFAULT_EPOCHS
+    n_tokens, n_epochs = _amount_asked(session, request, tenant, now)
     if request.deadline is not None and request.deadline <= now:
         raise InvalidInput("deadline has passed.", param="deadline")
     check_not_too_far(request.deadline, now, param="deadline")
@@ -197,9 +197,10 @@ def known_cost(session: Session, parent: str) -> KnownCost:
 
 def _work_of(spec: JobSpec, file: FileRecord, known: KnownCost) -> Work:
     training = spec.training
-    epochs = training.n_epochs or DEFAULT_EPOCHS
+    n_examples = examples_of(file) or 1
+    epochs = training.n_epochs or auto_epochs(n_examples)
     samples = (training.batch_size or DEFAULT_BATCH_SIZE) * training.gradient_accumulation
-    per_epoch = max(-(-_examples_of(file) // samples), 1)
+    per_epoch = -(-n_examples // samples)
     steps = min(epochs * per_epoch, training.max_steps or epochs * per_epoch)
     tokens_per_step = file.n_bytes / BYTES_PER_TOKEN / per_epoch
     return Work(
@@ -210,9 +211,10 @@ def _work_of(spec: JobSpec, file: FileRecord, known: KnownCost) -> Work:
     )
 
 
-def _examples_of(file: FileRecord) -> int:
+def examples_of(file: FileRecord) -> int | None:
+    """None where nobody counted them."""
     report: Mapping[str, Any] = file.validation or {}
-    return int(report.get("n_examples") or 1)
+    return int(report.get("n_examples") or 0) or None
 
 
 def _check_rhos(rhos: Sequence[float]) -> None:
@@ -221,18 +223,22 @@ def _check_rhos(rhos: Sequence[float]) -> None:
             raise InvalidInput(f"rho must be above 0 and at most 1; got {rho:g}.", param="rho")
 
 
-def _tokens_asked(session: Session, request: EstimateIn, tenant: str, now: datetime) -> int:
+def _amount_asked(
+    session: Session, request: EstimateIn, tenant: str, now: datetime
+) -> tuple[int, int]:
+    """Tokens, and passes over them: of tokens alone one, unless more are asked for."""
     if (request.training_file is None) == (request.n_tokens is None):
         raise InvalidInput("Give training_file or n_tokens, one of them.", param="n_tokens")
     if request.n_tokens is not None:
-        return request.n_tokens
+        return request.n_tokens, request.n_epochs or 1
     assert request.training_file is not None
-    file = _training_file(session, tenant, request.training_file, now)
-    return max(round(file.n_bytes / BYTES_PER_TOKEN), 1)
+    file = training_file_of(session, tenant, request.training_file, now)
+    n_tokens = max(round(file.n_bytes / BYTES_PER_TOKEN), 1)
+    return n_tokens, request.n_epochs or auto_epochs(examples_of(file) or 1)
 
 
-def _training_file(session: Session, tenant: str, file_id: str, now: datetime) -> FileRecord:
-    """Raises `NotFound` (param training_file)."""
+def training_file_of(session: Session, tenant: str, file_id: str, now: datetime) -> FileRecord:
+    """Raises NotFound (param training_file)."""
     try:
         return store.get_file(session, tenant, file_id, now=now)
     except NotFound as error:

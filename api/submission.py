@@ -72,8 +72,11 @@ def spec_of(request: CreateJob, *, default_zone: str | None) -> JobSpec:
         raise
 
 
-def check_rho(spec: JobSpec, *, profiled_minimum: float | None) -> None:
+def check_rho(spec: JobSpec, *, profiled_minimum: float | None, n_examples: int | None) -> None:
     """Refuse a ``rho`` that arithmetic or a stored profile of the model says cannot be reached.
+
+    Args:
+        n_examples: of the training file, where that is known.
 
     Raises:
         RhoInfeasible: names the minimum. Of FLOPs only: what other currencies cost is not known.
@@ -82,7 +85,7 @@ def check_rho(spec: JobSpec, *, profiled_minimum: float | None) -> None:
         return
     if not spec.green.follows_rho or spec.green.fixed_rho is None:
         return
-    passes = spec.passes_per_selection
+    passes = spec.passes_per_selection(n_examples)
     why = "because every forward pass is paid in full"
     if passes > 1:
         why = f"even where one forward pass is paid for {passes:g}"

@@ -16,7 +16,14 @@ from typing import Any, Literal, Self, TypeVar, get_args
 
 from core.errors import InvalidInput, UnknownParameter, UnsupportedMethod
 from core.moments import LONGEST, LONGEST_SAID, as_utc
-from core.training_options import WEIGHT_DECAY_MAX, TrainingOptions, is_number, require
+from core.training_options import (
+    MOST_AUTO_EPOCHS,
+    WEIGHT_DECAY_MAX,
+    TrainingOptions,
+    auto_epochs,
+    is_number,
+    require,
+)
 
 Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -36,8 +43,7 @@ OnBudget = Literal["pause", "stop_and_save", "fail"]
 RHO_FLOOR = 1 / 3
 SEED_MAX = 2**31 - 1
 MAX_HOLD_S = LONGEST.total_seconds()
-#: where a job leaves them open; the learning-rate rule was measured at this batch size
-DEFAULT_EPOCHS = 3
+#: where a job leaves it open; the learning-rate rule was measured at this batch size
 DEFAULT_BATCH_SIZE = 4
 #: of a JSONL line per token that is trained on, where nothing was tokenised yet
 BYTES_PER_TOKEN = 4.0
@@ -321,17 +327,20 @@ class JobSpec:
                 param="green.eval",
             )
 
-    @property
-    def passes_per_selection(self) -> float:
+    def passes_per_selection(self, n_examples: int | None) -> float:
         """Most passes over the data between two selections whose hidden states may be stored, so
         that the forward pass below what is trained is paid once; 1: each is paid in full.
 
         A job that follows a plan may be given another share at each epoch, and counts on none.
+
+        Args:
+            n_examples: of the training file; None: not known.
         """
         training = self.training
         if training.prefix_reuse == "off" or self.green.is_planned:
             return 1.0
-        epochs = float(training.n_epochs or DEFAULT_EPOCHS)
+        auto = MOST_AUTO_EPOCHS if n_examples is None else auto_epochs(n_examples)
+        epochs = float(training.n_epochs or auto)
         return max(1.0, min(epochs, training.selection_interval or epochs))
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,6 +13,10 @@ Schedule = Literal["linear", "cosine", "constant"]
 PrefixReuseChoice = Literal["auto", "on", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+#: an open ``n_epochs`` is as many passes as show the model about so many samples, within limits
+#: (docs/learning.md, "Samples seen again")
+_AUTO_SAMPLES = 600
+MOST_AUTO_EPOCHS = 8
 #: far above what trains anything; beyond float32's range training would be an overflow
 _RATE_LIMIT = 1e6
 WEIGHT_DECAY_MAX = 1e6
@@ -29,10 +33,16 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def auto_epochs(n_examples: int) -> int:
+    """Passes over so many examples where nobody says how many: 1 from 400 on."""
+    return min(max(round(_AUTO_SAMPLES / max(n_examples, 1)), 1), MOST_AUTO_EPOCHS)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingOptions:
     """How to train. ``None`` means: resolved from the data, the method and the model."""
 
+    #: None: `auto_epochs` of the training data
     n_epochs: int | None = None
     #: samples per optimiser step are ``batch_size * gradient_accumulation``
     batch_size: int | None = None

@@ -20,7 +20,7 @@ from core.data.batches import BatchPlan, collate
 from core.data.tokens import TokenDataset
 from core.data.validation import DataLimits, ValidationReport
 from core.errors import ModelNotFound, RhoInfeasible
-from core.spec import DEFAULT_BATCH_SIZE, DEFAULT_EPOCHS, JobSpec
+from core.spec import DEFAULT_BATCH_SIZE, JobSpec
 from core.training.checkpoint import Checkpoint, newest_checkpoint
 from core.training.costs import FlopsProfile
 from core.training.export import EmissionsNote, ModelCard, export_model
@@ -34,8 +34,9 @@ from core.training.models import LoadedModel, load_model
 from core.training.numerics import choose_numerics
 from core.training.prefix import PrefixReuse, spared_by_reuse
 from core.training.pricing import Shape, StepPrices
+from core.training.schedule import peak_learning_rate
 from core.training.step import Batch, LossStep
-from core.training_options import Precision, TrainingOptions
+from core.training_options import Precision, TrainingOptions, auto_epochs
 from worker.adapted import adapted
 from worker.corpus import Corpus, corpus_of
 from worker.currency import Floor, opened_meter
@@ -107,6 +108,21 @@ class Prepared:
         assert self.training.n_epochs is not None
         steps = self.training.n_epochs * self.steps_per_epoch
         return min(steps, self.training.max_steps or steps)
+
+    @property
+    def passes(self) -> float:
+        """Over the training data, a fraction where the run ends within one."""
+        return self.total_steps / self.steps_per_epoch
+
+    def peak_learning_rate(self, rho: float) -> float:
+        """At the share ``rho`` of full fine-tuning's FLOPs."""
+        return peak_learning_rate(
+            rho,
+            method=self.method.rate_rule,
+            passes=self.passes,
+            learning_rate=self.training.learning_rate,
+            multiplier=self.training.learning_rate_multiplier,
+        )
 
     @property
     def _batch_size(self) -> int:
@@ -188,7 +204,7 @@ def prepare(
     )
     training = dataclasses.replace(
         spec.training,
-        n_epochs=spec.training.n_epochs or DEFAULT_EPOCHS,
+        n_epochs=spec.training.n_epochs or auto_epochs(reports[0].n_examples),
         batch_size=spec.training.batch_size or DEFAULT_BATCH_SIZE,
         precision=_precision(spec, earlier),
         # a plan looks at every selection whether another share is better
@@ -324,7 +340,7 @@ def _reuse(
         prepared.method,
         model,
         data=[data for data in found if data is not None],
-        n_epochs=prepared.total_steps / prepared.steps_per_epoch,
+        n_epochs=prepared.passes,
         folder=checkpoints,
         spared=lambda: spared_by_reuse(model, shapes, prices.forward),
     )

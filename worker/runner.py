@@ -37,7 +37,6 @@ from core.objects.folders import get_folder
 from core.settings import Settings
 from core.spec import JobSpec
 from core.training.hooks import FitResult, Hook
-from core.training.schedule import peak_learning_rate
 from core.training_options import TrainingOptions
 from worker.base import BaseFetcher
 from worker.calibration import Calibration, known_cost
@@ -217,7 +216,7 @@ class Training:
                 limits=world.limits,
             )
         except RhoInfeasible as error:
-            if spec.passes_per_selection == 1:
+            if spec.passes_per_selection(n_examples=None) == 1:
                 self._remember_minimum(base.parent, error.rho_min)
             raise
         self._parent = base.parent
@@ -335,12 +334,7 @@ class Training:
         hyperparameters = Hyperparameters(
             n_epochs=training.n_epochs,
             batch_size=training.batch_size,
-            learning_rate=peak_learning_rate(
-                rho,
-                method=prepared.method.rate_rule,
-                learning_rate=training.learning_rate,
-                multiplier=training.learning_rate_multiplier,
-            ),
+            learning_rate=prepared.peak_learning_rate(rho),
             learning_rate_multiplier=training.learning_rate_multiplier,
         )
         self._reporter.call(

@@ -24,7 +24,7 @@ from api.emissions import story_of
 from api.green import green_out, green_summary
 from api.idempotency import BodyDigest, IdempotencyDep
 from api.metadata_options import request_with_options
-from api.planning import check_wishes
+from api.planning import check_wishes, examples_of, training_file_of
 from api.routes.models import is_fine_tuned_name, unknown_model
 from api.schemas import CreateJob, CursorListOf, JobOut, ListOf
 from api.submission import check_rho, spec_of
@@ -64,7 +64,11 @@ def create_job(
         return earlier
     _check_references(spec)
     base_model = base_model_of(session, caller.tenant, spec.model, held.settings)
-    check_rho(spec, profiled_minimum=store.get_profile_minimum(session, base_model))
+    check_rho(
+        spec,
+        profiled_minimum=store.get_profile_minimum(session, base_model),
+        n_examples=examples_of(training_file_of(session, caller.tenant, spec.training_file, now)),
+    )
     if spec.green.is_planned:
         check_wishes(session, spec, tenant=caller.tenant, parent=base_model, held=held, now=now)
     record = service.submit(

@@ -80,6 +80,11 @@ class FitJob:
         return min(steps, self.training.max_steps or steps)
 
     @property
+    def passes(self) -> float:
+        """Over the data, a fraction where the run ends within one."""
+        return self.total_steps / self.steps_per_epoch
+
+    @property
     def course(self) -> Course:
         return Course(
             total_steps=self.total_steps,
@@ -119,6 +124,7 @@ class FitJob:
         return peak_learning_rates(
             shares,
             method=self.method.rate_rule,
+            passes=self.passes,
             learning_rate=options.learning_rate,
             multiplier=options.learning_rate_multiplier,
         )

@@ -7,8 +7,10 @@ outside the measured range the nearest end holds. Other methods have one rate ea
 same model: 3e-4 for the last blocks (at rho .5, where 2e-4 and 4e-4 were tried), 2e-3 for LoRA
 (2.5e-4 to 4e-3, in runs of 64 to 250 steps), 1e-2 for prefixes (the only one tried; it learns
 slowly). LoRA on selected projections has a rule of its own: 1e-3 at rho .7 and 2e-3 at .5 (5e-4 to
-2e-3); LoRA on every projection takes it too. Larger models usually want lower rates: set
-``learning_rate`` or ``learning_rate_multiplier`` there.
+2e-3); LoRA on every projection takes it too. Where samples are seen several times each pass wants
+its part of the rate: the peak is divided by the number of passes (docs/learning.md, "Samples seen
+again"). Larger models usually want lower rates: set ``learning_rate`` or
+``learning_rate_multiplier`` there.
 """
 
 from __future__ import annotations
@@ -31,15 +33,23 @@ def peak_learning_rate(
     rho: float,
     *,
     method: str = "green",
+    passes: float = 1.0,
     learning_rate: float | None = None,
     multiplier: float | None = None,
 ) -> float:
     """Peak rate of ``method`` at the share ``rho`` of full fine-tuning's FLOPs (full: 1).
 
-    A ``learning_rate`` that was asked for wins over the rule; ``multiplier`` scales either.
+    Args:
+        passes: over the data in the whole job; below 1 where it does not see all of it.
+        learning_rate: that was asked for; wins over the rule.
+        multiplier: scales either.
     """
     rates = peak_learning_rates(
-        np.array([rho]), method=method, learning_rate=learning_rate, multiplier=multiplier
+        np.array([rho]),
+        method=method,
+        passes=passes,
+        learning_rate=learning_rate,
+        multiplier=multiplier,
     )
     return float(rates[0])
 
@@ -48,14 +58,18 @@ def peak_learning_rates(
     shares: npt.NDArray[np.float64],
     *,
     method: str = "green",
+    passes: float = 1.0,
     learning_rate: float | None = None,
     multiplier: float | None = None,
 ) -> npt.NDArray[np.float64]:
     """`peak_learning_rate` of many shares at once."""
-    one = _OWN_PEAKS.get(method) if learning_rate is None else learning_rate
+    scale = 1.0 if multiplier is None else multiplier
+    if learning_rate is not None:
+        return np.full_like(shares, learning_rate * scale)
+    one = _OWN_PEAKS.get(method)
     rule = _LOW_RANK_RULE if method == "green_lora" else _RULE
     base = np.full_like(shares, one) if one is not None else np.exp(np.interp(shares, *rule))
-    return base * (1.0 if multiplier is None else multiplier)
+    return base * scale / max(passes, 1.0)
 
 
 def schedule_factor(kind: Schedule, step: int, total_steps: int, warmup_ratio: float) -> float:

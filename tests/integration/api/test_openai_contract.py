@@ -150,7 +150,7 @@ def test_job_refusals(client: openai.OpenAI, rival: openai.OpenAI, chat_lines: L
         ({"model": "gpt-4o"}, 404, "model_not_found", "model"),
         ({"model": "ft:tiny:acme::12345678"}, 404, "model_not_found", "model"),
         ({"model": "/etc/passwd"}, 404, "model_not_found", "model"),
-        ({"extra_body": {"green": {"rho": 0.05}}}, 400, "rho_infeasible", "green.rho"),
+        ({"extra_body": {"green": {"rho": 0.01}}}, 400, "rho_infeasible", "green.rho"),
         ({"extra_body": {"green": {"zone": "FRANCE-1"}}}, 400, "invalid_value", "green.zone"),
         ({"extra_body": {"green": {"zone": "FR\x00"}}}, 400, "invalid_value", "green.zone"),
         (

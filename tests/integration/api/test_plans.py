@@ -18,6 +18,7 @@ from core.jobs.database import Database
 from core.jobs.records import CostRecord, Hyperparameters
 from core.jobs.signal_texts import SignalTexts
 from core.settings import Settings
+from core.training_options import auto_epochs
 from tests.fixtures.provider_server import ProviderServer
 
 Lines = Callable[[int], bytes]
@@ -35,6 +36,7 @@ def submit(client: openai.OpenAI, lines: bytes, **green: Any) -> Any:
     return client.fine_tuning.jobs.create(
         model="tiny",
         training_file=upload(client, lines),
+        hyperparameters={"n_epochs": 3},
         extra_body={"green": {"zone": "FR", **green}},
     )
 
@@ -240,8 +242,41 @@ def test_an_estimate_of_a_file_says_what_it_assumes(
     made = estimate(client, training_file=upload(client, chat_lines(12)), zone="FR")
     assert made["basis"]["cost"] == "assumed"
     assert made["basis"]["hardware"] is None
+    assert made["basis"]["n_epochs"] == auto_epochs(12)
     assert made["options"]
     assert all(option["co2e_g"] > 0 for option in made["options"])
+
+
+def test_epochs_that_nobody_asked_for_are_those_that_the_job_would_make(
+    client: openai.OpenAI, chat_lines: Lines
+) -> None:
+    tokens = {"n_tokens": 3600, "zone": "FR", "rho": [0.5], "start_hours": [0]}
+    assert estimate(client, **tokens)["basis"]["n_epochs"] == 1
+    for count in (12, 500):
+        file = upload(client, chat_lines(count))
+        basis = estimate(client, training_file=file, zone="FR")["basis"]
+        assert basis["n_epochs"] == auto_epochs(count)
+        assert estimate(client, training_file=file, zone="FR", n_epochs=2)["basis"]["n_epochs"] == 2
+
+
+@pytest.mark.usefixtures("measured")
+def test_epochs_that_nobody_asked_for_decide_what_is_feasible(
+    client: openai.OpenAI, chat_lines: Lines
+) -> None:
+    """Hidden states are stored once for several passes: of one, a forward pass is paid in full."""
+
+    def ask(lines: bytes, **hyperparameters: int) -> None:
+        client.fine_tuning.jobs.create(
+            model="tiny",
+            training_file=upload(client, lines),
+            hyperparameters=hyperparameters,
+            extra_body={"green": {"zone": "FR", "rho": 0.2}},
+        )
+
+    ask(chat_lines(12))
+    ask(chat_lines(500), n_epochs=3)
+    with pytest.raises(openai.BadRequestError, match="every forward pass is paid in full"):
+        ask(chat_lines(500))
 
 
 @pytest.mark.parametrize(

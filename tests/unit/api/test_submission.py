@@ -174,10 +174,18 @@ def test_infeasible_rho_names_the_minimum(
 ) -> None:
     training = {"prefix_reuse": "off"}
     with pytest.raises(RhoInfeasible) as caught:
-        check_rho(spec(green={"rho": rho, "training": training}), profiled_minimum=profiled)
+        check_rho(
+            spec(green={"rho": rho, "training": training}),
+            profiled_minimum=profiled,
+            n_examples=None,
+        )
     assert caught.value.rho_min == rho_min
     offered = float(caught.value.message.partition(" is ")[2].partition(",")[0])
-    check_rho(spec(green={"rho": offered, "training": training}), profiled_minimum=profiled)
+    check_rho(
+        spec(green={"rho": offered, "training": training}),
+        profiled_minimum=profiled,
+        n_examples=None,
+    )
     assert caught.value.param == "green.rho"
 
 
@@ -197,9 +205,9 @@ def test_passes_that_share_a_forward_pass_lower_the_minimum(
         return spec(green={"rho": rho, "training": training}, hyperparameters={"n_epochs": epochs})
 
     with pytest.raises(RhoInfeasible) as caught:
-        check_rho(asked(0.05), profiled_minimum=0.42)
+        check_rho(asked(0.05), profiled_minimum=0.42, n_examples=None)
     assert caught.value.rho_min == pytest.approx(0.42 / passes)
-    check_rho(asked(0.42 / passes), profiled_minimum=0.42)
+    check_rho(asked(0.42 / passes), profiled_minimum=0.42, n_examples=None)
 
 
 @pytest.mark.parametrize(
@@ -218,12 +226,14 @@ def test_efficient_needs_a_method_that_weighs_loss_drops(green: dict[str, Any], 
 
 
 def test_feasible_rho_passes() -> None:
-    check_rho(spec(green={"rho": 0.34}), profiled_minimum=None)
-    check_rho(spec(green={"rho": 0.42}), profiled_minimum=0.42)
-    check_rho(spec("FR"), profiled_minimum=0.42)
-    check_rho(spec(green={"method": "full"}), profiled_minimum=0.42)
+    check_rho(spec(green={"rho": 0.34}), profiled_minimum=None, n_examples=None)
+    check_rho(spec(green={"rho": 0.42}), profiled_minimum=0.42, n_examples=None)
+    check_rho(spec("FR"), profiled_minimum=0.42, n_examples=None)
+    check_rho(spec(green={"method": "full"}), profiled_minimum=0.42, n_examples=None)
     # what a step costs in seconds is measured before training, not known here
-    check_rho(spec(green={"rho": 0.05, "currency": "seconds"}), profiled_minimum=0.42)
+    check_rho(
+        spec(green={"rho": 0.05, "currency": "seconds"}), profiled_minimum=0.42, n_examples=None
+    )
 
 
 @given(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from core.training.pricing import price_steps, profile_shape
 from core.training.schedule import peak_learning_rate, schedule_factor
+from core.training_options import MOST_AUTO_EPOCHS, auto_epochs
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, tiny_model
 
 
@@ -65,3 +66,26 @@ def test_any_shape_is_priced_as_it_is_profiled(kind):
     for chosen in (names[:1], names[-3:], names[::4], names):
         expected = sum(p.step_flops(chosen) for p in profiles) / 2
         assert mean.step_flops(chosen) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("method", ["green", "green_lora", "lora", "last_k", "prefix"])
+def test_samples_that_are_seen_again_share_their_rate(method):
+    once = peak_learning_rate(0.7, method=method)
+    assert peak_learning_rate(0.7, method=method, passes=0.4) == once
+    assert peak_learning_rate(0.7, method=method, passes=3) == pytest.approx(once / 3)
+    assert peak_learning_rate(0.7, method=method, passes=1.5, multiplier=2) == pytest.approx(
+        once / 0.75
+    )
+
+
+def test_a_rate_that_was_asked_for_is_kept_however_often_samples_are_seen():
+    assert peak_learning_rate(0.7, passes=3, learning_rate=1e-4) == 1e-4
+
+
+@given(st.integers(1, 10_000))
+def test_open_epochs_show_a_few_hundred_samples_and_everything_once_at_least(n_examples):
+    epochs = auto_epochs(n_examples)
+    assert 1 <= epochs <= MOST_AUTO_EPOCHS
+    assert auto_epochs(n_examples + 1) <= epochs
+    if 1 < epochs < MOST_AUTO_EPOCHS:
+        assert epochs * n_examples == pytest.approx(600, abs=n_examples / 2)
