@@ -106,7 +106,8 @@ class Client:
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         with self._answered():
             response = self._http.request(method, path, **options)
-        if response.status_code in (502, 503, 504):
+        is_rate = response.status_code == 429 and "retry-after" in response.headers
+        if response.status_code in (502, 503, 504) or is_rate:
             raise Unavailable(_refusal(response).message)
         if response.is_error:
             raise _refusal(response)

@@ -13,8 +13,9 @@ from sqlalchemy.orm import Session
 
 from api.outbox import Outbox
 from api.queue import JobQueue
+from api.rates import RequestLimiter
 from core.carbon.signal import IntensitySignal
-from core.errors import AuthenticationFailed, PermissionRefused
+from core.errors import AuthenticationFailed, LimitExceeded, PermissionRefused
 from core.jobs import keys
 from core.jobs.database import Database
 from core.jobs.records import Caller, Scope
@@ -30,6 +31,8 @@ class Services:
     database: Database
     objects: ObjectStore
     queue: JobQueue
+    #: None: requests are not limited
+    limiter: RequestLimiter | None
     signal: IntensitySignal
     clock: Callable[[], datetime]
 
@@ -97,6 +100,7 @@ def caller(
 
     Raises:
         AuthenticationFailed: no key, or not a valid one.
+        LimitExceeded: the key has no request left.
         PermissionRefused: the organization header names another tenant.
     """
     if credentials is None or not credentials.credentials:
@@ -104,6 +108,8 @@ def caller(
         raise AuthenticationFailed(message, code="missing_api_key")
     with held.database.read() as session:
         found = keys.authenticate(session, credentials.credentials, now=held.clock())
+    if held.limiter is not None:
+        _count(request, held.limiter, found)
     named = request.headers.get("openai-organization")
     if named and named != found.tenant:
         raise PermissionRefused(
@@ -111,6 +117,18 @@ def caller(
             "leave the header out."
         )
     return found
+
+
+def _count(request: Request, limiter: RequestLimiter, found: Caller) -> None:
+    allowance = limiter.take(found.key_id)
+    if allowance is None:
+        return
+    request.state.rate_headers = allowance.headers
+    if allowance.wait_s:
+        raise LimitExceeded(
+            f"The API key {found.name!r} has made its {allowance.per_minute} requests of a minute. "
+            f"Try again in {allowance.wait_s:.3g} seconds, as the header retry-after says."
+        )
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]

@@ -12,8 +12,9 @@ from fastapi_offline import FastAPIOffline
 
 from api import errors
 from api.deps import Services, system_clock
-from api.middleware import BodyLimit, RequestIdentity
+from api.middleware import BodyLimit, RateHeaders, RequestIdentity
 from api.queue import CeleryQueue
+from api.rates import RequestLimiter
 from api.routes import carbon, files, health, jobs, models, reports, uploads
 from api.schemas import ErrorOut
 from api.uploads import FORM_OVERHEAD_BYTES, MAX_PART_BYTES
@@ -45,11 +46,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or Settings()
     queue = CeleryQueue(settings.resolved_broker_url)
     database = open_database(settings.resolved_database_url)
+    limiter = _limiter(settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         queue.close()
+        if limiter is not None:
+            limiter.close()
         database.dispose()
 
     # the documentation's scripts come from this server: no CDN is asked, none need be reachable
@@ -74,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         database=database,
         objects=_open_objects(settings),
         queue=queue,
+        limiter=limiter,
         signal=signal,
         clock=system_clock,
     )
@@ -81,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(room.router, responses=_ERRORS)
     errors.install(app)
     app.add_middleware(BodyLimit, limit_bytes=_body_limit(settings))
+    app.add_middleware(RateHeaders)
     app.add_middleware(RequestIdentity)
     return app
 
@@ -98,6 +104,12 @@ def _check_own_zone(settings: Settings, signal: IntensitySignal) -> None:
             signal.at(settings.zone, system_clock())
     except InvalidInput as error:
         raise StartRefused(f"GREENTUNE_ZONE is wrong: {error.message}") from error
+
+
+def _limiter(settings: Settings) -> RequestLimiter | None:
+    if settings.requests_per_minute == 0:
+        return None
+    return RequestLimiter(settings.resolved_broker_url, settings.requests_per_minute)
 
 
 def _open_objects(settings: Settings) -> ObjectStore:

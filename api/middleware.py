@@ -1,4 +1,6 @@
-"""What wraps every request: an id on the answer, a cap on the body, and no stack trace outside."""
+"""What wraps every request: an id and the rate on the answer, a cap on the body, and no stack trace
+outside.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +48,26 @@ class RequestIdentity:
             if started:
                 raise  # too late for an answer: the connection breaks, as it must
             await internal_error_response()(scope, receive, send_with_id)
+
+
+class RateHeaders:
+    """Puts what was found out about the caller's rate on the answer, whichever it becomes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+
+        async def send_with_rate(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(state.get("rate_headers", {}))
+            await send(message)
+
+        await self.app(scope, receive, send_with_rate)
 
 
 class BodyLimit:

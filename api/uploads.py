@@ -12,8 +12,9 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
 
-from api.deps import FilesCaller, SettingsDep
+from api.deps import FilesCaller, ServicesDep, SettingsDep
 from core.errors import InvalidInput, MissingParameter, TooLarge
+from core.jobs import service
 
 # What a multipart body may hold besides the file itself.
 FORM_OVERHEAD_BYTES = 64 * 1024
@@ -42,14 +43,34 @@ class Upload:
         return hashlib.sha256("\n".join(sent).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def room_for_body(request: Request, caller: FilesCaller, held: ServicesDep) -> None:
+    """Refuse a file by its announced length, before a byte is read, where it cannot be kept.
+
+    Not one that may have been kept already: the answer that it got is found once it was read.
+
+    Raises:
+        LimitExceeded: the tenant would have too much stored.
+    """
+    headers = request.headers
+    announced = headers.get("content-length", "")
+    is_repeated = headers.get("x-stainless-retry-count", "0") != "0"
+    if is_repeated or "idempotency-key" in headers or not announced.isdecimal():
+        return
+    n_bytes = max(int(announced) - FORM_OVERHEAD_BYTES, 1)
+    with held.database.read() as session:
+        service.check_room_for_bytes(
+            session, caller.tenant, n_bytes, held.settings.max_stored_bytes
+        )
+
+
 async def received(
-    request: Request, settings: SettingsDep, _: FilesCaller
+    request: Request, settings: SettingsDep, _: Annotated[None, Depends(room_for_body)]
 ) -> AsyncIterator[Upload]:
     """Read the form once the caller is known; large files lie in the temporary folder meanwhile.
 
     Raises:
         MissingParameter, InvalidInput: a field is absent or wrong.
-        TooLarge: the file is over the limit.
+        TooLarge, LimitExceeded: the file is over the limit, or cannot be kept.
     """
     async with request.form(max_files=1, max_fields=8, max_part_size=_MAX_FIELD_BYTES) as form:
         yield _upload(form, settings.max_file_bytes)

@@ -70,7 +70,13 @@ def create_file(
         if earlier is not None:
             objects.delete(file.object_key)
             return earlier
-        record = service.create_file(session, tenant=caller.tenant, file=file, now=now)
+        record = service.create_file(
+            session,
+            tenant=caller.tenant,
+            file=file,
+            most_bytes=settings.max_stored_bytes,
+            now=now,
+        )
         return idempotency.remember(session, digest, file_out(record))
 
 

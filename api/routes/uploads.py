@@ -61,6 +61,7 @@ def create_upload(
         filename=request.filename,
         n_bytes=request.bytes,
         file_expires_after_s=None if kept is None else kept.seconds,
+        most_bytes=settings.max_stored_bytes,
         now=now,
     )
     return idempotency.remember(session, body_digest, upload_out(record))
@@ -92,6 +93,7 @@ def create_part(
             part_id=part_id,
             object_key=key,
             n_bytes=stored.n_bytes,
+            most_bytes=held.settings.max_stored_bytes,
             now=now,
         )
     except Exception:

@@ -5,6 +5,7 @@
 ``uploads``      files that arrive in parts
 ``checkpoints``  those that are of no more use
 ``models``       fine-tuned models
+``quotas``       what one tenant may have
 ``idempotency``  one effect for a request that is sent twice
 ``work``         what the owner of a job does: claim, heartbeat, report
 ``evidence``     the owner's energy samples, overheads and checkpoints
@@ -35,6 +36,7 @@ from core.jobs.service.evidence import (
 from core.jobs.service.files import create_file, delete_file
 from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
 from core.jobs.service.models import delete_model
+from core.jobs.service.quotas import check_room_for_bytes
 from core.jobs.service.revisions import revise_energy
 from core.jobs.service.sweeper import sweep
 from core.jobs.service.uploads import add_part, cancel_upload, complete_upload, create_upload
@@ -59,6 +61,7 @@ __all__ = [
     "cancel",
     "cancel_upload",
     "cancelled",
+    "check_room_for_bytes",
     "claim",
     "complete_upload",
     "create_file",

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from core.errors import InvalidInput, InvalidTransition, LimitExceeded
+from core.errors import InvalidInput, InvalidTransition
 from core.jobs import ids
 from core.jobs.lifecycle import (
-    ACTIVE,
     CANCEL_ORDERED_MESSAGE,
     CANCELLED,
     CREATED_MESSAGE,
@@ -26,6 +25,7 @@ from core.jobs.lifecycle import (
 )
 from core.jobs.records import JobRecord
 from core.jobs.service.models import hold_base
+from core.jobs.service.quotas import require_room_for_a_job
 from core.jobs.store.files import find_file
 from core.jobs.store.jobs import no_job
 from core.jobs.store.rows import FRESH, is_storable, job_record
@@ -57,7 +57,7 @@ def submit(
         LimitExceeded: ``most_active`` jobs of the tenant have not ended (code insufficient_quota).
     """
     if most_active is not None:
-        _require_room(session, tenant, most_active)
+        require_room_for_a_job(session, tenant, most_active)
     _require_training_file(session, tenant, spec.training_file, "training_file", now)
     if spec.validation_file is not None:
         _require_training_file(session, tenant, spec.validation_file, "validation_file", now)
@@ -86,21 +86,6 @@ def submit(
     return job_record(
         _set(session, job, now, NewEvent(message=created), NewEvent(message=validating))
     )
-
-
-def _require_room(session: Session, tenant: str, most: int) -> None:
-    if session.get_bind().dialect.name == "postgresql":
-        # one tenant's submissions count one after another, as all writers do on SQLite
-        turn = func.pg_advisory_xact_lock(func.hashtextextended(tenant, 0))
-        session.execute(select(turn))
-    unfinished = select(Job.id).where(Job.tenant == tenant, Job.status.in_(ACTIVE)).limit(most)
-    count = session.scalars(select(func.count()).select_from(unfinished.subquery())).one()
-    if count >= most:
-        raise LimitExceeded(
-            f"{count} jobs of this organization have not ended yet, and this server takes at most "
-            f"{most}: wait until some end, or cancel some.",
-            code="insufficient_quota",
-        )
 
 
 def _require_training_file(

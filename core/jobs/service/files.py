@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from core.errors import FileInUse, InvalidInput
 from core.jobs.lifecycle import ACTIVE
 from core.jobs.records import FileRecord, NewFile
+from core.jobs.service.quotas import require_room_for_bytes
 from core.jobs.store.discarded import discard
 from core.jobs.store.files import find_file
 from core.jobs.store.rows import FRESH, is_storable, record
@@ -21,14 +22,24 @@ from core.jobs.tables import File, Job
 FILE_MEMORY_S = 86_400.0
 
 
-def create_file(session: Session, *, tenant: str, file: NewFile, now: datetime) -> FileRecord:
+def create_file(
+    session: Session,
+    *,
+    tenant: str,
+    file: NewFile,
+    most_bytes: int | None = None,
+    now: datetime,
+) -> FileRecord:
     """Register a file whose bytes are stored under ``file.object_key``.
 
     Raises:
         InvalidInput: the file name holds text that no database stores.
+        LimitExceeded: with it the tenant would have over ``most_bytes`` stored (code
+            insufficient_quota).
     """
     if not is_storable(file.filename):
         raise InvalidInput("The file's name holds characters that cannot be stored.", param="file")
+    require_room_for_bytes(session, tenant, file.n_bytes, most_bytes)
     row = new_row(file, tenant=tenant, now=now)
     session.add(row)
     session.flush()

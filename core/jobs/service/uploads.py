@@ -11,6 +11,7 @@ from core.errors import InvalidInput
 from core.jobs import ids
 from core.jobs.records import FileRecord, NewFile
 from core.jobs.service.files import FILE_MEMORY_S, create_file
+from core.jobs.service.quotas import require_room_for_bytes
 from core.jobs.store.discarded import discard
 from core.jobs.store.rows import FRESH, is_storable, record
 from core.jobs.store.uploads import find_upload, list_parts, sum_parts
@@ -32,16 +33,21 @@ def create_upload(
     filename: str,
     n_bytes: int,
     file_expires_after_s: int | None,
+    most_bytes: int | None = None,
     now: datetime,
 ) -> UploadRecord:
-    """Announce a file of ``n_bytes``, which has `UPLOAD_S` to arrive.
+    """Announce a file of ``n_bytes``, which has `UPLOAD_S` to arrive. They count as stored from now
+    on.
 
     Raises:
         InvalidInput: the file name holds text that no database stores.
+        LimitExceeded: with them the tenant would have over ``most_bytes`` stored (code
+            insufficient_quota).
     """
     if not is_storable(filename):
         message = "The file's name holds characters that cannot be stored."
         raise InvalidInput(message, param="filename")
+    require_room_for_bytes(session, tenant, n_bytes, most_bytes)
     row = Upload(
         id=ids.new_id(ids.UPLOAD),
         tenant=tenant,
@@ -65,6 +71,7 @@ def add_part(
     part_id: str,
     object_key: str,
     n_bytes: int,
+    most_bytes: int | None = None,
     now: datetime,
 ) -> PartRecord:
     """Register a part whose bytes are stored under ``object_key``.
@@ -73,11 +80,16 @@ def add_part(
         NotFound: no such upload.
         InvalidTransition: it is completed, cancelled or expired.
         InvalidInput: it has parts enough.
+        LimitExceeded: with what it adds to the announced bytes the tenant would have over
+            ``most_bytes`` stored (code insufficient_quota).
     """
     upload = record(UploadRecord, find_upload(session, tenant, upload_id, lock=True))
     check_pending(upload, now)
     n_parts, held_bytes = sum_parts(session, upload_id)
     check_room(upload, n_parts=n_parts, held_bytes=held_bytes, n_bytes=n_bytes)
+    # parts that are sent again go beyond what was announced, and has been counted
+    more = held_bytes + n_bytes - max(held_bytes, upload.n_bytes)
+    require_room_for_bytes(session, tenant, more, most_bytes)
     row = UploadPart(
         id=part_id, upload_id=upload_id, n_bytes=n_bytes, object_key=object_key, created_at=now
     )

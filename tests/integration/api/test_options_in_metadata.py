@@ -31,7 +31,7 @@ def test_metadata_carries_options_for_clients_without_extra_body(
         ("green.rho", "2", "invalid_value"),
         ("green.currency", "euros", "invalid_value"),
         ("green.zone", "FRANCE-1", "invalid_value"),
-        ("green.rho", "0.05", "rho_infeasible"),
+        ("green.rho", "0.03", "rho_infeasible"),
         ("green.deadline", "2020-01-01T00:00:00Z", "deadline_unreachable"),
         ("green.deadlin", "x", "unknown_parameter"),
     ):

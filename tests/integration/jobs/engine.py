@@ -36,7 +36,9 @@ class Engine:
     def wait(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    def upload(self, tenant: str | None = None, **changes: object) -> str:
+    def upload(
+        self, tenant: str | None = None, *, most_bytes: int | None = None, **changes: object
+    ) -> str:
         file_id = ids.new_id(ids.FILE)
         values = {
             "id": file_id,
@@ -52,6 +54,7 @@ class Engine:
                 session,
                 tenant=tenant or self.tenant,
                 file=NewFile(**(values | changes)),
+                most_bytes=most_bytes,
                 now=self.now,
             )
         return file_id

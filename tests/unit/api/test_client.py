@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -26,9 +28,40 @@ class _Website(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
+class _Refusing(BaseHTTPRequestHandler):
+    """Answers every request with 429, and the class's headers."""
+
+    headers_sent: ClassVar[dict[str, str]] = {}
+
+    def do_GET(self) -> None:
+        error = {"message": "too much", "type": "requests", "param": None, "code": "c"}
+        body = json.dumps({"error": error}).encode()
+        self.send_response(429)
+        for name, value in ({"content-length": str(len(body))} | self.headers_sent).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
 @pytest.fixture
 def website() -> Iterator[str]:
-    with HTTPServer(("127.0.0.1", 0), _Website) as server:
+    with _serving(_Website) as url:
+        yield url
+
+
+@pytest.fixture
+def refusing() -> Iterator[Callable[[dict[str, str]], str]]:
+    with ExitStack() as stack:
+        yield lambda headers: stack.enter_context(
+            _serving(type("Refusing", (_Refusing,), {"headers_sent": headers}))
+        )
+
+
+@contextmanager
+def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -53,6 +86,18 @@ def test_no_answer_names_the_url_and_leaves_the_file_alone(url: str, tmp_path: P
             with pytest.raises(Unavailable, match=f"No answer from {url} .*GREENTUNE_URL"):
                 ask()
     assert target.read_text() == "kept"
+
+
+@pytest.mark.parametrize(
+    ("headers", "kind"), [({"retry-after": "1"}, Unavailable), ({}, ServerError)]
+)
+def test_a_rate_may_pass_and_a_quota_does_not(
+    refusing: Callable[[dict[str, str]], str], headers: dict[str, str], kind: type[Exception]
+) -> None:
+    with closing(Client(refusing(headers), "key")) as client:
+        with pytest.raises(kind, match="too much") as told:
+            client.get("/v1/models")
+        assert type(told.value) is kind
 
 
 def test_another_kind_of_server_is_recognised(website: str) -> None:
