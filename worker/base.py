@@ -15,7 +15,7 @@ from core.objects.folders import get_folder
 from core.objects.store import ObjectStore
 from core.spec import ADAPTER_METHODS, JobSpec
 from core.training.adapters import add_adapters, is_adapted, is_adapter_folder, merged, tuned
-from core.training.checkpoint import load_checkpoint
+from core.training.checkpoint import WEIGHT_FILES, load_weights
 from core.training.models import LoadedModel, load_model
 
 
@@ -75,13 +75,15 @@ class BaseFetcher:
             spec = store.get_job(session, self.tenant, record.job_id).spec
         if not folder.exists():
             parts = folder.with_name(f"{folder.name}-parts")
-            get_folder(self.objects, record.prefix, parts / "checkpoint")
+            stored = parts / "checkpoint"
+            # the other files are gone once its job has ended
+            get_folder(self.objects, record.prefix, stored, only=WEIGHT_FILES)
             self._assemble(spec, parts, folder)
         return Base(models={model: str(folder)}, parent=spec.model)
 
     def _assemble(self, spec: JobSpec, parts: Path, folder: Path) -> None:
-        checkpoint = load_checkpoint(parts / "checkpoint")
-        loaded = self._load(spec.model, parts / "base", checkpoint.state.fingerprint)
+        trained = load_weights(parts / "checkpoint")
+        loaded = self._load(spec.model, parts / "base", trained.fingerprint)
         model, green = loaded.model, spec.green
         if green.method in ADAPTER_METHODS:
             model = add_adapters(
@@ -89,7 +91,7 @@ class BaseFetcher:
             )
         parameters = dict(model.named_parameters())
         with torch.no_grad():
-            for name, weight in checkpoint.weights.items():
+            for name, weight in trained.tensors.items():
                 parameters[name].copy_(weight)
         self._save(merged(model) if is_adapted(model) else model, loaded.tokenizer, folder)
 

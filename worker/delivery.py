@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +13,9 @@ from core.carbon import report
 from core.carbon.account import EmissionsReport
 from core.carbon.compose import JobFacts, compose
 from core.carbon.intensity import IntensitySignal
-from core.jobs import records, service, store
+from core.jobs import ids, records, service, store
 from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
-from core.objects.folders import put_folder
+from core.objects.folders import folder_keys, put_folder
 from core.objects.store import ObjectStore
 from core.training.export import EmissionsNote
 from core.training.hooks import FitResult
@@ -23,7 +23,7 @@ from worker.ending import Ending
 from worker.hardware import hardware_name
 from worker.prepare import Prepared, export
 from worker.reporter import Reporter
-from worker.results import metrics_csv, put_archive, put_emissions, put_metrics
+from worker.results import file_key, metrics_csv, put_archive, put_emissions, put_metrics
 
 _EVENTS_A_PAGE = 1000
 
@@ -74,14 +74,16 @@ class Delivery:
     ) -> Trained:
         """Export the model and store it as a folder and as one archive.
 
-        Each attempt stores under a prefix of its own: one that lost its lease cannot touch what its
-        successor has delivered.
+        Each attempt stores under keys of its own: one that lost its lease cannot touch what its
+        successor has delivered. They are announced first, so that nothing stays of one that breaks
+        off.
 
         Args:
             check: raises if the job must not go on.
 
         Raises:
             StorageUnavailable: the object store or this host's disk does not take it.
+            LeaseLost, Unavailable: as `Reporter.call`.
         """
         check()
         name = self._claim.job.model_name
@@ -94,9 +96,11 @@ class Delivery:
         )
         check()
         prefix = f"jobs/{self._claim.job_id}/result/{self._claim.fence}/model"
+        archive_id = ids.new_id(ids.FILE)
+        self._announce([*folder_keys(prefix, folder), file_key(archive_id)])
         stored = put_folder(self._objects, prefix, folder)
         check()
-        archive = put_archive(self._objects, folder, name.replace(":", "-"))
+        archive = put_archive(self._objects, archive_id, folder, name.replace(":", "-"))
         return Trained(result=result, prefix=prefix, n_bytes=stored.n_bytes, archive=archive)
 
     def success(self, trained: Trained) -> Ending:
@@ -108,9 +112,11 @@ class Delivery:
         """
         claim, emissions = self._claim, self._report()
         against = emissions.baseline
+        metrics_id, emissions_id = ids.new_id(ids.FILE), ids.new_id(ids.FILE)
+        self._announce([file_key(metrics_id), file_key(emissions_id)])
         files = [
-            put_metrics(self._objects, metrics_csv(self._events())),
-            put_emissions(self._objects, report.to_dict(emissions)),
+            put_metrics(self._objects, metrics_id, metrics_csv(self._events())),
+            put_emissions(self._objects, emissions_id, report.to_dict(emissions)),
             trained.archive,
         ]
 
@@ -137,6 +143,12 @@ class Delivery:
             )
 
         return succeed
+
+    def _announce(self, keys: Collection[str]) -> None:
+        job_id, fence = self._claim.job_id, self._claim.fence
+        self._reporter.call(
+            lambda session, _now: service.announce_objects(session, job_id, fence, keys)
+        )
 
     def _report(self) -> EmissionsReport:
         """After all that was said before has been written."""

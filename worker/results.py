@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from core.jobs import ids
 from core.jobs.records import EventRecord, NewFile
 from core.objects.store import ObjectStore
 
@@ -49,17 +48,23 @@ def metrics_csv(newest_first: Iterable[EventRecord]) -> str:
     return out.getvalue()
 
 
-def put_metrics(store: ObjectStore, text: str) -> NewFile:
-    return _put(store, "step_metrics.csv", [text.encode()])
+def file_key(file_id: str) -> str:
+    """The key of a result file's object."""
+    return f"files/{file_id}"
 
 
-def put_emissions(store: ObjectStore, report: Mapping[str, Any]) -> NewFile:
-    return _put(store, "emissions.json", [json.dumps(report, indent=1, allow_nan=False).encode()])
+def put_metrics(store: ObjectStore, file_id: str, text: str) -> NewFile:
+    return _put(store, file_id, "step_metrics.csv", [text.encode()])
 
 
-def put_archive(store: ObjectStore, folder: Path, name: str) -> NewFile:
+def put_emissions(store: ObjectStore, file_id: str, report: Mapping[str, Any]) -> NewFile:
+    text = json.dumps(report, indent=1, allow_nan=False)
+    return _put(store, file_id, "emissions.json", [text.encode()])
+
+
+def put_archive(store: ObjectStore, file_id: str, folder: Path, name: str) -> NewFile:
     """``folder`` as one tar file, streamed; the same bytes for the same files."""
-    return _put(store, "model.tar", tar_stream(folder, name))
+    return _put(store, file_id, "model.tar", tar_stream(folder, name))
 
 
 def tar_stream(folder: Path, name: str) -> Iterator[bytes]:
@@ -75,9 +80,8 @@ def tar_stream(folder: Path, name: str) -> Iterator[bytes]:
     yield bytes(2 * _BLOCK)
 
 
-def _put(store: ObjectStore, filename: str, source: Iterable[bytes]) -> NewFile:
-    file_id = ids.new_id(ids.FILE)
-    stored = store.put(f"files/{file_id}", source)
+def _put(store: ObjectStore, file_id: str, filename: str, source: Iterable[bytes]) -> NewFile:
+    stored = store.put(file_key(file_id), source)
     return NewFile(
         id=file_id,
         filename=filename,

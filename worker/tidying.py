@@ -1,4 +1,4 @@
-"""Removes the objects that no row names any more."""
+"""Removes the objects that no row names."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""Checkpoints on their way out: files, manifest, then the database's row."""
+"""Checkpoints on their way out: announced, files, manifest, then the database's row."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -16,8 +17,9 @@ from typing import Final, Self
 from core.errors import StorageUnavailable
 from core.jobs import service
 from core.jobs.records import Claim, NewCheckpoint
-from core.objects.folders import put_folder
+from core.objects.folders import folder_keys, put_folder
 from core.objects.store import ObjectStore
+from core.training.checkpoint import state_files
 from core.training.hooks import CheckpointRecord, Hook
 from worker.reporter import Reporter
 
@@ -37,8 +39,8 @@ class CheckpointHook(Hook):
     most one upload runs; a checkpoint that was taken against loss of work alone gives way to a
     newer one that is waiting. An object store that is away delays uploads, never the training.
 
-    Each attempt writes under a prefix of its own, so that one that lost its lease cannot touch
-    files that a row of its successor points to.
+    Each upload has a prefix of its own: an attempt that lost its lease cannot touch files that a
+    row of its successor points to, nor can one that falls back behind a checkpoint of its own.
     """
 
     def __init__(
@@ -121,10 +123,15 @@ class CheckpointHook(Hook):
 
     def _upload(self, record: CheckpointRecord, folder: Path) -> None:
         job_id, fence = self._claim.job_id, self._claim.fence
-        prefix = f"jobs/{job_id}/checkpoints/{record.step}/{fence}"
+        prefix = f"jobs/{job_id}/checkpoints/{record.step}/{fence}/{secrets.token_hex(4)}"
+        keys = folder_keys(prefix, folder)
+        self._reporter.call(
+            lambda session, _now: service.announce_objects(session, job_id, fence, keys)
+        )
         n_bytes = self._put(prefix, folder)
         if n_bytes is None:
             return
+        only_to_go_on = state_files(folder)
         shutil.rmtree(folder, ignore_errors=True)
         checkpoint = NewCheckpoint(
             step=record.step,
@@ -132,6 +139,7 @@ class CheckpointHook(Hook):
             n_bytes=n_bytes,
             metrics=_metrics_of(record),
             is_milestone=record.is_milestone,
+            state_files=only_to_go_on,
         )
         self._reporter.call(
             lambda session, now: service.record_checkpoint(

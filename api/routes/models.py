@@ -51,8 +51,8 @@ def delete_model(
     settings: SettingsDep,
     now: Now,
 ) -> Deleted:
-    """409 while a job that has not ended starts from the model or a checkpoint of its job, which go
-    with it.
+    """A model with the checkpoints of its job, or one checkpoint of a job that has ended; 409 while
+    a job that has not ended starts from them.
     """
     if model in settings.model_folders:
         raise PermissionRefused(
@@ -60,8 +60,12 @@ def delete_model(
         )
     if not is_fine_tuned_name(model):
         raise unknown_model(model)
-    record = service.delete_model(session, tenant=caller.tenant, model_id=model, now=now)
-    outbox.delete_folder(record.prefix)
+    if ids.is_checkpoint_model(model):
+        checkpoint = service.delete_checkpoint(session, tenant=caller.tenant, model=model, now=now)
+        outbox.delete_folder(checkpoint.prefix)
+    else:
+        record = service.delete_model(session, tenant=caller.tenant, model_id=model, now=now)
+        outbox.delete_folder(record.prefix)
     return Deleted(id=model, object="model")
 
 

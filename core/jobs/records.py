@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
 from core.jobs import ids
+from core.jobs.checkpoint_records import CheckpointRecord, NewCheckpoint
 from core.jobs.energy_records import (
     Baseline,
     CostRecord,
@@ -220,33 +221,6 @@ class EventRecord:
     message: str
     type: EventType
     data: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRecord:
-    """A complete checkpoint: its manifest was uploaded before this row was written."""
-
-    id: str
-    job_id: str
-    created_at: datetime
-    attempt: int
-    step: int
-    #: object key prefix of its files
-    prefix: str
-    n_bytes: int
-    metrics: Mapping[str, float]
-    #: ``ft:...:ckpt-step-<n>``
-    model: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewCheckpoint:
-    step: int
-    prefix: str
-    n_bytes: int
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    #: kept for good; others only while they are the newest
-    is_milestone: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,7 +49,7 @@ _STATUS = Enum(
 )
 # the jobs that a worker or the sweeper may look at: few, however long the history
 _CLAIMABLE = text("status IN ('validating_files', 'queued', 'running')")
-# the files that a sweep may look at
+# the files and checkpoints that a sweep may look at
 _EXPIRES = text("expires_at IS NOT NULL")
 _DELETED = text("deleted_at IS NOT NULL")
 # the uploads that a sweep may look at: those that wait for parts, and those that are over
@@ -240,10 +240,13 @@ class Event(Base):
 
 
 class Checkpoint(Base):
-    """Complete checkpoints only. A row that goes leaves its files to `Discarded`."""
+    """Complete checkpoints only. One that goes leaves its files to `Discarded`."""
 
     __tablename__ = "checkpoints"
-    __table_args__ = (UniqueConstraint("job_id", "step"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "step"),
+        Index(None, "deleted_at", postgresql_where=_DELETED, sqlite_where=_DELETED),
+    )
 
     id: Mapped[str] = mapped_column(_ID, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
@@ -256,6 +259,12 @@ class Checkpoint(Base):
     model: Mapped[str]
     #: kept for good; others guard against loss of work, and the newest suffice
     is_milestone: Mapped[bool] = mapped_column(default=True, server_default=true())
+    #: names of the files that only its own job has a use for, to go on from; gone when that ends
+    state_files: Mapped[tuple[str, ...]] = mapped_column(
+        AsJson(load=tuple, dump=list), default=tuple, server_default=text("'[]'")
+    )
+    #: as `File.deleted_at`
+    deleted_at: Mapped[datetime | None]
 
 
 class EnergySample(Base):
@@ -308,10 +317,10 @@ class Model(Base):
 
 
 class Discarded(Base):
-    """Objects that no row names any more, until they are removed.
+    """Objects that no row names, until they are removed: not any more, or not yet.
 
-    Written in the transaction that takes their row away: whoever crashes where, either a row names
-    the objects or this one does.
+    Written in the transaction that takes their row away, or before their first byte is stored and
+    until they have a row: whoever crashes where, either a row names the objects or this one does.
     """
 
     __tablename__ = "discarded"
@@ -319,8 +328,11 @@ class Discarded(Base):
     #: an object's key, or the prefix of a folder
     key: Mapped[str] = mapped_column(String(512), primary_key=True)
     is_folder: Mapped[bool]
-    #: not to be removed before
-    due_at: Mapped[datetime] = mapped_column(index=True)
+    #: not to be removed before; NULL: not while the attempt that announced it goes on
+    due_at: Mapped[datetime | None] = mapped_column(index=True)
+    #: whose attempt announced it; NULL: it had a row once
+    job_id: Mapped[str | None] = mapped_column(_ID)
+    attempt: Mapped[int | None]
 
 
 class ModelProfile(Base):

@@ -1,7 +1,8 @@
 """Whole folders (checkpoints, results) as objects: every file, then the manifest that names them.
 
 The manifest is written last and read first: without it there is no folder, so a reader never sees
-half of one, and every file is checked against it on the way back.
+half of one, and every file is checked against it on the way back. Files that nobody will ask for
+again may be deleted before their folder: who asks for the others still gets them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -43,6 +45,15 @@ class FolderManifest:
         return json.dumps({"version": 1, "files": [asdict(file) for file in self.files]}, indent=1)
 
 
+def folder_keys(prefix: str, folder: Path) -> tuple[str, ...]:
+    """The keys of all objects that `put_folder` makes of ``folder``.
+
+    Raises:
+        InvalidInput: as `put_folder`.
+    """
+    return (*(f"{prefix}/{name}" for name in _files(prefix, folder)), f"{prefix}/{MANIFEST}")
+
+
 def put_folder(store: ObjectStore, prefix: str, folder: Path) -> FolderManifest:
     """Store every file of ``folder`` under ``prefix/``, the manifest last.
 
@@ -50,21 +61,26 @@ def put_folder(store: ObjectStore, prefix: str, folder: Path) -> FolderManifest:
         InvalidInput: a file's name cannot be a key, or is the manifest's.
         StorageUnavailable: the store cannot be used; no manifest is there then.
     """
+    names = _files(prefix, folder)
+    store.delete(f"{prefix}/{MANIFEST}")  # files of an older folder must not pass for this one's
+    files = []
+    for name in names:
+        with (folder / name).open("rb") as stream:
+            stored = store.put(f"{prefix}/{name}", stream)
+        files.append(FolderFile(name=name, n_bytes=stored.n_bytes, sha256=stored.sha256))
+    manifest = FolderManifest(files=tuple(files))
+    store.put(f"{prefix}/{MANIFEST}", [manifest.to_json().encode()])
+    return manifest
+
+
+def _files(prefix: str, folder: Path) -> list[str]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in paths]
     for name in names:
         check_key(f"{prefix}/{name}")
     if MANIFEST in names:
         raise InvalidInput(f"{folder.name} holds a file {MANIFEST!r}, a name of ours; rename it.")
-    store.delete(f"{prefix}/{MANIFEST}")  # files of an older folder must not pass for this one's
-    files = []
-    for path, name in zip(paths, names, strict=True):
-        with path.open("rb") as stream:
-            stored = store.put(f"{prefix}/{name}", stream)
-        files.append(FolderFile(name=name, n_bytes=stored.n_bytes, sha256=stored.sha256))
-    manifest = FolderManifest(files=tuple(files))
-    store.put(f"{prefix}/{MANIFEST}", [manifest.to_json().encode()])
-    return manifest
+    return names
 
 
 def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
@@ -95,8 +111,12 @@ def read_manifest(store: ObjectStore, prefix: str) -> FolderManifest:
     return FolderManifest(files=files)
 
 
-def get_folder(store: ObjectStore, prefix: str, folder: Path) -> FolderManifest:
+def get_folder(
+    store: ObjectStore, prefix: str, folder: Path, *, only: Collection[str] | None = None
+) -> FolderManifest:
     """Bring the folder back as ``folder``, which appears only when every file is there and right.
+
+    ``only``: the files to bring, where the others are not needed; None: all.
 
     Raises:
         NotFound: there is no such folder, or it was never completed.
@@ -110,7 +130,8 @@ def get_folder(store: ObjectStore, prefix: str, folder: Path) -> FolderManifest:
     incoming = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         for file in manifest.files:
-            _fetch(store, prefix, file, incoming / file.name)
+            if only is None or file.name in only:
+                _fetch(store, prefix, file, incoming / file.name)
         incoming.chmod(0o755)  # mkdtemp's folder is for its owner alone
         incoming.replace(folder)
     finally:

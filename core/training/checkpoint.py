@@ -9,6 +9,8 @@ A checkpoint is a folder ``step-<n>``::
     state.json               position, sums, selection: `TrainState`
     checkpoint.json          SHA-256 and size of all of the above; written last
 
+What a trained model is made of is in `WEIGHT_FILES`; of all else only a run that goes on has a use.
+
 It is written beside its place, flushed to the disk file by file, then renamed: a crash leaves
 either the old checkpoints or the new one. Loading verifies every hash before a byte is used.
 Tensors that were never trained are the base model's and are not stored; the base's fingerprint is.
@@ -21,7 +23,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +41,8 @@ FORMAT: Final = 1
 MANIFEST: Final = "checkpoint.json"
 _WEIGHTS, _OPTIMIZER, _RANDOM, _BEST = "weights", "optimizer", "random", "best"
 _STATE: Final = "state.json"
+#: what `load_weights` reads
+WEIGHT_FILES: Final = (f"{_WEIGHTS}.safetensors", _STATE, MANIFEST)
 _BLOCK_BYTES = 1 << 20
 
 
@@ -110,6 +115,14 @@ class Checkpoint:
     best: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedWeights:
+    """``fingerprint`` is that of the base model, which the other tensors are to be taken from."""
+
+    fingerprint: str
+    tensors: Mapping[str, torch.Tensor]
+
+
 def save_checkpoint(parent: Path, checkpoint: Checkpoint) -> Path:
     """Write ``checkpoint`` as ``parent/step-<n>`` and return that folder, durable.
 
@@ -147,17 +160,11 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         StorageUnavailable: with code ``checkpoint_corrupt``: a file is missing, cut, changed, or
             of another format.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise _corrupt(
-                f"{folder} has checkpoint format {manifest['format']}; this version reads {FORMAT}."
-            )
-        for name, expected in manifest["files"].items():
-            if _digest(folder / name) != expected:
-                raise _corrupt(f"{folder / name} is not what was written there.")
+    with _damage_named(folder):
+        files = _sealed_files(folder)
+        _verify(folder, files)
         raw = json.loads((folder / _STATE).read_text())
-        has_best = _tensors(folder, _BEST).name in manifest["files"]
+        has_best = _tensors(folder, _BEST).name in files
         tensors = {
             name: load_file(_tensors(folder, name))
             for name in (_WEIGHTS, _OPTIMIZER, _RANDOM, *((_BEST,) if has_best else ()))
@@ -168,8 +175,26 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             rates=rates_from(raw.get("rates")),
         )
         return Checkpoint(state=TrainState(**raw), **tensors)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise _corrupt(f"{folder} is not a complete checkpoint: {error!r}.") from error
+
+
+def load_weights(folder: Path) -> TrainedWeights:
+    """What was trained, of a checkpoint of which `WEIGHT_FILES` suffice, after verifying those.
+
+    Raises:
+        StorageUnavailable: as `load_checkpoint`.
+    """
+    with _damage_named(folder):
+        files = _sealed_files(folder)
+        _verify(folder, {name: files[name] for name in WEIGHT_FILES if name != MANIFEST})
+        return TrainedWeights(
+            fingerprint=json.loads((folder / _STATE).read_text())["fingerprint"],
+            tensors=load_file(_tensors(folder, _WEIGHTS)),
+        )
+
+
+def state_files(folder: Path) -> tuple[str, ...]:
+    """Names of the files in a checkpoint's ``folder`` that `load_weights` does without."""
+    return tuple(sorted(f.name for f in folder.iterdir() if f.name not in WEIGHT_FILES))
 
 
 def checkpoint_folders(parent: Path) -> list[Path]:
@@ -235,6 +260,30 @@ def restore_random_state(states: Mapping[str, torch.Tensor]) -> None:
     for device, state in states.items():
         if device != "cpu" and torch.cuda.is_available():
             torch.cuda.set_rng_state(state, device)
+
+
+def _sealed_files(folder: Path) -> dict[str, Any]:
+    manifest = json.loads((folder / MANIFEST).read_text())
+    if manifest["format"] != FORMAT:
+        raise _corrupt(
+            f"{folder} has checkpoint format {manifest['format']}; this version reads {FORMAT}."
+        )
+    files: dict[str, Any] = manifest["files"]
+    return files
+
+
+def _verify(folder: Path, files: Mapping[str, Any]) -> None:
+    for name, expected in files.items():
+        if _digest(folder / name) != expected:
+            raise _corrupt(f"{folder / name} is not what was written there.")
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise _corrupt(f"{folder} is not a complete checkpoint: {error!r}.") from error
 
 
 def _corrupt(message: str) -> StorageUnavailable:

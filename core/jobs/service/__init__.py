@@ -3,8 +3,8 @@
 ``customer``     what the API does for a caller: submit, cancel, pause, resume
 ``files``        training data and results
 ``uploads``      files that arrive in parts
-``checkpoints``  those that are of no more use
-``models``       fine-tuned models
+``checkpoints``  those that are of no more use, or not wanted any more
+``models``       fine-tuned models, and checkpoints by their names
 ``quotas``       what one tenant may have
 ``idempotency``  one effect for a request that is sent twice
 ``work``         what the owner of a job does: claim, heartbeat, report
@@ -28,6 +28,7 @@ from core.jobs.service.endings import (
     succeed,
 )
 from core.jobs.service.evidence import (
+    announce_objects,
     record_attribution,
     record_checkpoint,
     record_energy,
@@ -35,7 +36,7 @@ from core.jobs.service.evidence import (
 )
 from core.jobs.service.files import create_file, delete_file
 from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
-from core.jobs.service.models import delete_model
+from core.jobs.service.models import delete_checkpoint, delete_model
 from core.jobs.service.quotas import check_room_for_bytes
 from core.jobs.service.revisions import revise_energy
 from core.jobs.service.sweeper import sweep
@@ -56,6 +57,7 @@ from core.jobs.service.work import (
 
 __all__ = [
     "add_part",
+    "announce_objects",
     "append_event",
     "begin_idempotent",
     "cancel",
@@ -66,6 +68,7 @@ __all__ = [
     "complete_upload",
     "create_file",
     "create_upload",
+    "delete_checkpoint",
     "delete_file",
     "delete_model",
     "fail",

@@ -31,6 +31,7 @@ from core.jobs.lifecycle import (
 from core.jobs.records import JobError, JobRecord, NewFile
 from core.jobs.service.files import new_row
 from core.jobs.service.sweeper import fail_lost
+from core.jobs.store.discarded import keep
 from core.jobs.store.rows import job_record
 from core.jobs.store.transitions import NewEvent, edge_event, let_go, lock_owned, refusal
 from core.jobs.tables import Job, Model
@@ -68,6 +69,7 @@ def succeed(
     session.add(model)
     session.add_all(new_row(file, tenant=job.tenant, now=now) for file in result_files)
     session.flush()
+    keep(session, job_id, prefix=model_prefix, keys=[file.object_key for file in result_files])
     created = NewEvent(message=MODEL_MESSAGE.format(model=model.id))
     job = let_go(
         session,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import datetime, timedelta
 
@@ -22,7 +22,7 @@ from core.jobs.records import (
 )
 from core.jobs.service.checkpoints import discard_checkpoints, superseded
 from core.jobs.service.models import needed_models
-from core.jobs.store.discarded import discard, forget_discarded
+from core.jobs.store.discarded import announce, discard, keep
 from core.jobs.store.jobs import last_checkpoint
 from core.jobs.store.rows import FRESH, insert_on_conflict, job_record, record
 from core.jobs.store.transitions import NewEvent, lock_owned, refusal, write_owned
@@ -143,14 +143,26 @@ def _insert_new(
     return [(row[0], row[1], row[2]) for row in session.execute(statement, execution_options=FRESH)]
 
 
+def announce_objects(session: Session, job_id: str, fence: int, keys: Collection[str]) -> None:
+    """Say what the attempt is about to store: objects under these keys, where nothing was before.
+    Unless `record_checkpoint` or `succeed` gives them a row, they are removed once it is over.
+
+    Raises:
+        LeaseLost: the fence is not the living claim's.
+    """
+    lock_owned(session, job_id, fence)
+    announce(session, job_id, fence, keys)
+
+
 def record_checkpoint(
     session: Session, job_id: str, fence: int, checkpoint: NewCheckpoint, *, now: datetime
 ) -> CheckpointRecord:
     """Write down a checkpoint whose manifest has been uploaded, with its event.
 
     A checkpoint beyond all earlier ones is progress: it clears the counts of deaths and retries.
-    Written again for the same step, it replaces the first. Older ones that were no milestones are
-    discarded (`superseded`), but those that a job which has not ended starts from.
+    Written again for the same step, under another prefix, it replaces the first. Older ones that
+    were no milestones are discarded (`superseded`), but those that a job which has not ended starts
+    from.
 
     Raises:
         LeaseLost: the fence is not the living claim's.
@@ -163,7 +175,7 @@ def record_checkpoint(
     statement = select(Checkpoint).where(
         Checkpoint.job_id == job_id, Checkpoint.step == checkpoint.step
     )
-    row = session.scalars(statement, execution_options=FRESH).one_or_none()
+    row = session.scalars(statement.with_for_update(), execution_options=FRESH).one_or_none()
     if row is None:
         model = ids.checkpoint_model(job_record(job).model_name, checkpoint.step)
         row = Checkpoint(
@@ -184,8 +196,9 @@ def record_checkpoint(
     row.n_bytes = checkpoint.n_bytes
     row.metrics = dict(checkpoint.metrics)
     row.is_milestone = row.is_milestone or checkpoint.is_milestone
-    # an attempt that falls back behind a checkpoint of its own may write it once more
-    forget_discarded(session, [checkpoint.prefix])
+    row.state_files = checkpoint.state_files
+    row.deleted_at = None
+    keep(session, job_id, prefix=checkpoint.prefix)
     session.flush()
     _prune(session, job, now)
     is_progress = last is None or checkpoint.step > last.step
@@ -206,4 +219,4 @@ def _prune(session: Session, job: Job, now: datetime) -> None:
         # asked under the locks, as `delete_model` does
         needed = needed_models(session, job.tenant)
         unused = [row for row in old if row.model not in needed]
-        discard_checkpoints(session, unused, due_at=now)
+        discard_checkpoints(session, unused, now=now)

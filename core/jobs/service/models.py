@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from core.errors import ModelInUse, ModelNotFound
 from core.jobs import ids
 from core.jobs.lifecycle import ACTIVE
-from core.jobs.records import ModelRecord
+from core.jobs.records import CheckpointRecord, ModelRecord
 from core.jobs.service.checkpoints import discard_checkpoints
 from core.jobs.store.discarded import discard
 from core.jobs.store.jobs import find_checkpoint
@@ -32,23 +32,54 @@ def delete_model(session: Session, *, tenant: str, model_id: str, now: datetime)
     """
     row = find_model(session, tenant, model_id, lock=True)
     checkpoints = session.scalars(
-        select(Checkpoint).where(Checkpoint.job_id == row.job_id).with_for_update(),
+        select(Checkpoint)
+        .where(Checkpoint.job_id == row.job_id, Checkpoint.deleted_at.is_(None))
+        .with_for_update(),
         execution_options=FRESH,
     ).all()
     # asked under the locks: `hold_base` waits for them, or its job is to be seen here
+    _require_unused(session, tenant, model_id, *(checkpoint.model for checkpoint in checkpoints))
+    row.deleted_at = now
+    discard(session, row.prefix, is_folder=True, due_at=now)
+    discard_checkpoints(session, checkpoints, now=now)
+    session.flush()
+    return record(ModelRecord, row)
+
+
+def delete_checkpoint(
+    session: Session, *, tenant: str, model: str, now: datetime
+) -> CheckpointRecord:
+    """Make the checkpoint that bears the name ``model`` unknown, of a job that has ended. Its
+    objects are discarded, and may be deleted at once after the commit, by the returned ``prefix``.
+
+    Raises:
+        ModelNotFound: there is none.
+        ModelInUse: its own job has not ended, or another one that has not starts from it, itself or
+            by way of adapters that were trained on it.
+    """
+    row = find_checkpoint(session, tenant, model, lock=True)
+    status = session.scalars(select(Job.status).where(Job.id == row.job_id)).one()
+    if not status.is_terminal:
+        raise ModelInUse(
+            f"Model {model} is a checkpoint of job {row.job_id}, which is {status} and may go on "
+            "from it; cancel the job or wait for its end.",
+            param="model",
+        )
+    # asked under the lock, as in `delete_model`
+    _require_unused(session, tenant, model)
+    discard_checkpoints(session, [row], now=now)
+    return record(CheckpointRecord, row)
+
+
+def _require_unused(session: Session, tenant: str, *names: str) -> None:
     needed = needed_models(session, tenant)
-    for name in (model_id, *(checkpoint.model for checkpoint in checkpoints)):
+    for name in names:
         if name in needed:
             raise ModelInUse(
                 f"Model {name} is in use by job {needed[name]}; cancel the job or wait for its "
                 "end.",
                 param="model",
             )
-    row.deleted_at = now
-    discard(session, row.prefix, is_folder=True, due_at=now)
-    discard_checkpoints(session, checkpoints, due_at=now)
-    session.flush()
-    return record(ModelRecord, row)
 
 
 def hold_base(session: Session, tenant: str, spec: JobSpec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy import ColumnElement, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.jobs.lifecycle import (
@@ -17,16 +17,19 @@ from core.jobs.lifecycle import (
     settle,
 )
 from core.jobs.records import JobError
+from core.jobs.service.checkpoints import forget_deleted
 from core.jobs.service.files import discard_expired
 from core.jobs.service.uploads import expire_uploads
 from core.jobs.store.rows import FRESH
-from core.jobs.store.transitions import NewEvent, edge_event, let_go
-from core.jobs.tables import Idempotency, Job, Worker
+from core.jobs.store.transitions import NewEvent, edge_event, let_go, owned
+from core.jobs.tables import Discarded, Idempotency, Job, Worker
 
 NUDGE_AGAIN_S = 60.0
 SWEEP_LIMIT = 100
 #: a worker that has been silent for so long is forgotten
 WORKER_MEMORY_S = 86_400.0
+#: an attempt that has lost its job may go on storing files until it is stopped
+LATE_WRITES_S = 3_600.0
 
 
 def sweep(
@@ -43,7 +46,8 @@ def sweep(
     ``worker_lost`` after ``max_attempts`` deaths in a row without a new checkpoint, and is queued
     again otherwise. Claimable jobs, most urgent first, are nudged at most every
     ``nudge_again_s`` seconds, ``limit`` at a time: a long queue must not flood the broker. Files
-    past their date that no job needs are discarded, and the parts of uploads past theirs.
+    past their date that no job needs are discarded, the parts of uploads past theirs, and what
+    attempts that are over have stored without a row.
     """
     settle_expired(session, now=now, max_attempts=max_attempts, limit=limit)
     nudged_before = now - timedelta(seconds=nudge_again_s)
@@ -64,7 +68,20 @@ def sweep(
     session.execute(delete(Worker).where(Worker.seen_at < forgotten), execution_options=FRESH)
     discard_expired(session, now=now, limit=limit)
     expire_uploads(session, now=now, limit=limit)
+    forget_deleted(session, now=now)
+    _discard_abandoned(session, now)
     return list(due)
+
+
+def _discard_abandoned(session: Session, now: datetime) -> None:
+    """What was announced by attempts that are over will never have a row."""
+    goes_on = exists(select(1).where(*owned(Discarded.job_id, Discarded.attempt)))
+    session.execute(
+        update(Discarded)
+        .where(Discarded.due_at.is_(None), ~goes_on)
+        .values(due_at=now + timedelta(seconds=LATE_WRITES_S)),
+        execution_options=FRESH,
+    )
 
 
 #: highest priority first, then oldest

@@ -1,5 +1,9 @@
-"""Objects that no row names any more. `discard` is called in the transaction that takes their row
-away; `worker.tidying` removes them, and then they are forgotten here.
+"""Objects that no row names, until they are removed.
+
+Not any more: `discard` is called in the transaction that takes their row away. Not yet: `announce`
+is called before an attempt stores their first byte, and `keep` in the transaction that writes their
+row; what is left of an attempt that is over falls due (`core.jobs.service.sweeper`). What is due
+`worker.tidying` removes, and then it is forgotten here.
 """
 
 from __future__ import annotations
@@ -8,11 +12,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from core.jobs.store.rows import FRESH, insert_on_conflict, record
-from core.jobs.tables import Discarded
+from core.jobs.tables import Checkpoint, Discarded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +33,39 @@ def discard(session: Session, key: str, *, is_folder: bool, due_at: datetime) ->
         insert_on_conflict(session, Discarded)
         .values(key=key, is_folder=is_folder, due_at=due_at)
         .on_conflict_do_nothing(),
+        execution_options=FRESH,
+    )
+
+
+def discard_state(session: Session, job_id: str, *, due_at: datetime) -> None:
+    """Have the files removed that the job's checkpoints hold for itself alone: it has ended."""
+    rows = session.scalars(
+        select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None)),
+        execution_options=FRESH,
+    )
+    for row in rows.all():
+        for name in row.state_files:
+            discard(session, f"{row.prefix}/{name}", is_folder=False, due_at=due_at)
+        row.state_files = ()
+    session.flush()
+
+
+def announce(session: Session, job_id: str, attempt: int, keys: Collection[str]) -> None:
+    """The attempt is about to store objects under these keys, each for the first time."""
+    announced = [
+        {"key": key, "is_folder": False, "job_id": job_id, "attempt": attempt} for key in keys
+    ]
+    session.execute(
+        insert_on_conflict(session, Discarded).values(announced).on_conflict_do_nothing(),
+        execution_options=FRESH,
+    )
+
+
+def keep(session: Session, job_id: str, *, prefix: str, keys: Collection[str] = ()) -> None:
+    """What was announced for this folder and under these keys has a row now."""
+    is_kept = or_(Discarded.key.startswith(f"{prefix}/", autoescape=True), Discarded.key.in_(keys))
+    session.execute(
+        delete(Discarded).where(Discarded.due_at.is_(None), Discarded.job_id == job_id, is_kept),
         execution_options=FRESH,
     )
 

@@ -154,7 +154,7 @@ def list_checkpoints(
         cursor = (step,)
     return page(
         session,
-        select(Checkpoint).where(Checkpoint.job_id == job_id),
+        select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None)),
         order_by=(Checkpoint.step,),
         after=cursor,
         descending=True,
@@ -173,19 +173,22 @@ def get_checkpoint(session: Session, tenant: str, model: str) -> CheckpointRecor
 
 
 def find_checkpoint(
-    session: Session, tenant: str, model: str, *, share: bool = False
+    session: Session, tenant: str, model: str, *, lock: bool = False, share: bool = False
 ) -> Checkpoint:
-    """The row; with ``share`` locked against being deleted. Raises as `get_checkpoint`."""
+    """The row; locked for writing, or (``share``) against being deleted. Raises as
+    `get_checkpoint`.
+    """
     row = None
     if is_storable(model):
         statement = (
             select(Checkpoint)
             .join(Job, Job.id == Checkpoint.job_id)
-            .where(Checkpoint.model == model, Job.tenant == tenant)
+            .where(Checkpoint.model == model, Job.tenant == tenant, Checkpoint.deleted_at.is_(None))
         )
-        if share:
-            # not the job's row: its worker writes there all the time
-            statement = statement.with_for_update(read=True, of=Checkpoint)
+        if lock or share:
+            # not the job's row: its worker writes there all the time; and shared with what becomes
+            # of the checkpoint when that job ends
+            statement = statement.with_for_update(read=share, key_share=share, of=Checkpoint)
         row = session.scalars(statement, execution_options=FRESH).one_or_none()
     if row is None:
         raise ModelNotFound(f"There is no model {model!r}.", param="model")
@@ -196,7 +199,7 @@ def last_checkpoint(session: Session, job_id: str) -> CheckpointRecord | None:
     """The one to continue from."""
     statement = (
         select(Checkpoint)
-        .where(Checkpoint.job_id == job_id)
+        .where(Checkpoint.job_id == job_id, Checkpoint.deleted_at.is_(None))
         .order_by(Checkpoint.step.desc())
         .limit(1)
     )

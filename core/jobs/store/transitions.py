@@ -17,6 +17,7 @@ from core.errors import InvalidTransition, LeaseLost
 from core.jobs import ids
 from core.jobs.lifecycle import CLAIMABLE, Edge, EventType, Level, Status
 from core.jobs.records import Outcome
+from core.jobs.store.discarded import discard_state
 from core.jobs.store.rows import FRESH
 from core.jobs.tables import Attempt, Event, Job
 
@@ -33,8 +34,8 @@ def edge_event(edge: Edge, **words: object) -> NewEvent:
     return NewEvent(level=edge.level, message=edge.message.format(**words))
 
 
-def owned(job_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
-    """True of the job only while the claim with this fence is alive."""
+def owned(job_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
+    """True of the job only while the claim with this fence is alive; values, or columns."""
     return (
         Job.id == job_id,
         Job.fence == fence,
@@ -139,7 +140,8 @@ def let_go(
     now: datetime,
     **values: Any,
 ) -> Job:
-    """Take a locked job along ``edge`` and out of its owner's hands, if it has one.
+    """Take a locked job along ``edge`` and out of its owner's hands, if it has one. Nothing goes on
+    from the checkpoints of one that ends: what they hold for that is discarded.
 
     Args:
         session: open session.
@@ -174,6 +176,8 @@ def let_go(
         now=now,
     )
     assert changed is not None, "the caller holds the row's lock"
+    if terminal:
+        discard_state(session, job.id, due_at=now)
     if outcome is not None:
         session.execute(
             update(Attempt)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, select, text
+from sqlalchemy import Connection, inspect, select, text
 from sqlalchemy.orm import Session
 
 import migrations
 from core.errors import InvalidInput, StartRefused, Unavailable
 from core.jobs import service, store
 from core.jobs.database import create_engine, open_database
-from core.jobs.tables import Base, Job
+from core.jobs.tables import Base, Checkpoint, Job
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -59,10 +59,7 @@ def test_what_jobs_have_spent_is_told_by_kind_of_intensity_afterwards(database_u
     filled |= {"energy_j": 30.0, "emissions_g": 1.0, "created_at": "2026-01-01 00:00:00+00:00"}
     rows = [(0, 12.0, 100.0, "average"), (1, 6.0, 300.0, "average"), (2, 7.2, 500.0, "marginal")]
     with engine.begin() as connection:
-        names = ", ".join(filled)
-        connection.execute(
-            text(f"INSERT INTO jobs ({names}) VALUES ({':' + ', :'.join(filled)})"), filled
-        )
+        insert(connection, "jobs", filled)
         for second, energy_j, intensity, kind in [*rows, (3, 9.0, None, None)]:
             connection.execute(
                 text(
@@ -94,9 +91,40 @@ def test_parts_of_uploads_are_removed_after_the_way_back(database_url):
         service.add_part(session, tenant="t", upload_id=upload.id, **part)
     migrations.downgrade(database_url, "0008")
     with database.read() as session:
-        due = store.list_discarded(session, now=now, limit=2)
+        due = session.execute(text("SELECT key, is_folder FROM discarded")).all()
     database.dispose()
-    assert [(item.key, item.is_folder) for item in due] == [("uploads/1/1", False)]
+    assert due == [("uploads/1/1", False)]
+
+
+def test_of_jobs_that_ended_before_the_state_is_removed_and_of_others_kept(database_url):
+    migrations.upgrade(database_url, "0009")
+    engine = create_engine(database_url)
+    at = "2026-01-01 00:00:00+00:00"
+    job = {"tenant": "t", "training_file": "f", "spec": "{}", "progress": "{}", "created_at": at}
+    job |= {"result_files": "[]", "energy_j": 0.0, "emissions_g": 0.0}
+    job |= dict.fromkeys(("priority", "fence", "deaths", "retries", "n_events"), 0)
+    row = {"created_at": at, "attempt": 1, "step": 5, "n_bytes": 1, "metrics": "{}", "model": "m"}
+    with engine.begin() as connection:
+        for name, status, ended in (("over", "failed", at), ("held", "paused", None)):
+            ids = {"id": name, "job_id": name, "prefix": f"jobs/{name}/checkpoints/5/1"}
+            insert(connection, "jobs", job | {"id": name, "status": status, "finished_at": ended})
+            insert(connection, "checkpoints", row | ids | {"is_milestone": True})
+    migrations.upgrade(database_url)
+    state = ("best.safetensors", "optimizer.safetensors", "random.safetensors")
+    with Session(engine) as session:
+        due = store.list_discarded(session, now=datetime(2026, 3, 1, tzinfo=UTC), limit=9)
+        kept = {row.id: sorted(row.state_files) for row in session.scalars(select(Checkpoint))}
+    engine.dispose()
+    assert [(item.key, item.is_folder) for item in due] == [
+        (f"jobs/over/checkpoints/5/1/{name}", False) for name in state
+    ]
+    assert kept == {"over": [], "held": list(state)}
+
+
+def insert(connection: Connection, table: str, row: dict[str, object]) -> None:
+    names = ", ".join(row)
+    values = f"INSERT INTO {table} ({names}) VALUES ({':' + ', :'.join(row)})"
+    connection.execute(text(values), row)
 
 
 def test_the_check_would_notice(database_url):

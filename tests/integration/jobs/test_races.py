@@ -257,6 +257,56 @@ def test_a_model_is_deleted_or_a_job_starts_from_it_never_both(engine):
             assert isinstance(started, ModelNotFound)
 
 
+def test_a_checkpoint_is_deleted_or_a_job_starts_from_it_never_both(engine):
+    for _ in range(ROUNDS):
+        job = engine.submit()
+        claim = engine.running(job_id=job.id)
+        kept = engine.do(service.record_checkpoint, claim, checkpoint(3))
+        engine.do(service.fail, claim, code="nan_loss", message="It diverged.")
+        spec = JobSpec(model=kept.model, training_file=engine.upload())
+        deleted, started = at_once(
+            lambda model=kept.model: delete_checkpoint(engine, model),
+            lambda spec=spec: engine.submit(spec),
+        )
+        left = [row.model for row in engine.read(store.list_checkpoints, "acme", job.id).items]
+        if isinstance(deleted, ModelInUse):
+            assert (started.spec.model, left) == (kept.model, [kept.model])
+            engine.ask(service.cancel, started.id)
+        else:
+            assert isinstance(started, ModelNotFound)
+            assert left == []
+
+
+def test_a_checkpoint_is_deleted_only_after_its_jobs_end(engine):
+    for _ in range(ROUNDS):
+        job = engine.submit()
+        claim = engine.running(job_id=job.id)
+        kept = engine.do(service.record_checkpoint, claim, checkpoint(3))
+        deleted, ended = at_once(
+            lambda model=kept.model: delete_checkpoint(engine, model),
+            lambda claim=claim: engine.succeed(claim),
+        )
+        assert ended.status == "succeeded"
+        left = engine.read(store.list_checkpoints, "acme", job.id).items
+        assert len(left) == isinstance(deleted, ModelInUse)
+
+
+@pytest.mark.parametrize("database", ["postgres"], indirect=True)  # SQLite has but one writer
+def test_a_job_that_ends_does_not_wait_for_who_starts_from_its_checkpoint(engine):
+    claim = engine.running(job_id=engine.submit().id)
+    new = replace(checkpoint(3), state_files=("optimizer.safetensors",))
+    kept = engine.do(service.record_checkpoint, claim, new)
+    spec = JobSpec(model=kept.model, training_file=engine.upload())
+    with engine.database.transaction() as session:
+        service.submit(session, tenant="acme", spec=spec, now=engine.now)
+        assert engine.succeed(claim).status == "succeeded"
+
+
+def delete_checkpoint(engine: Engine, model: str) -> object:
+    with engine.database.transaction() as session:
+        return service.delete_checkpoint(session, tenant="acme", model=model, now=engine.now)
+
+
 def delete_model(engine: Engine, model_id: str) -> object:
     with engine.database.transaction() as session:
         return service.delete_model(session, tenant="acme", model_id=model_id, now=engine.now)

@@ -17,7 +17,7 @@ import pytest
 import migrations
 from core.carbon.static import StaticSignal
 from core.data.validation import DataLimits
-from core.errors import LeaseLost, OutOfMemory
+from core.errors import LeaseLost, NotFound, OutOfMemory
 from core.jobs import ids, service, store
 from core.jobs.database import Database, now, open_database
 from core.jobs.lifecycle import Status
@@ -30,6 +30,7 @@ from tests.integration.worker.conftest import TENANT
 from worker import runner
 from worker.reporter import Reporter
 from worker.runner import Training
+from worker.tidying import tidy
 from worker.world import World
 
 
@@ -219,6 +220,10 @@ def test_a_fine_tuned_model_and_its_checkpoint_are_bases(
     with desk.database.read() as session:
         checkpoint = store.list_checkpoints(session, TENANT, first.id).items[0]
     assert checkpoint.step == first.progress.step
+    # what only a resumed job would have needed is gone, twice the weights
+    assert tidy(desk.database, desk.objects) > 0
+    with pytest.raises(NotFound):
+        desk.objects.get(f"{checkpoint.prefix}/optimizer.safetensors")
     losses = []
     for model in (first.fine_tuned_model, checkpoint.model):
         job = desk.carry_out(desk.submit(chat_lines(12), model=model))

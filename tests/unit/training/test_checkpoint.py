@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what went in, or it is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,15 +9,18 @@ import torch
 from core.errors import StorageUnavailable
 from core.training.checkpoint import (
     MANIFEST,
+    WEIGHT_FILES,
     Checkpoint,
     TrainState,
     checkpoint_folders,
     load_checkpoint,
+    load_weights,
     newest_checkpoint,
     prune_checkpoints,
     random_state,
     restore_random_state,
     save_checkpoint,
+    state_files,
 )
 
 
@@ -41,6 +45,33 @@ def test_round_trip_is_exact(tmp_path):
         tensors, expected = getattr(loaded, part), getattr(saved, part)
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[key], expected[key]) for key in expected)
+
+
+def test_the_weights_can_be_had_without_the_state(tmp_path):
+    saved = replace(_checkpoint(), best={"a": torch.ones(2)})
+    saved.state.fingerprint = "of the base"
+    folder = save_checkpoint(tmp_path, saved)
+    names = state_files(folder)
+    assert names == ("best.safetensors", "optimizer.safetensors", "random.safetensors")
+    for name in names:
+        (folder / name).unlink()
+    assert {f.name for f in folder.iterdir()} == set(WEIGHT_FILES)
+    loaded = load_weights(folder)
+    assert loaded.fingerprint == "of the base"
+    assert {name: t.tolist() for name, t in loaded.tensors.items()} == {
+        name: t.tolist() for name, t in saved.weights.items()
+    }
+    with pytest.raises(StorageUnavailable):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("file", WEIGHT_FILES)
+def test_damaged_weights_are_refused(tmp_path, file):
+    folder = save_checkpoint(tmp_path, _checkpoint())
+    (folder / file).write_bytes((folder / file).read_bytes()[:-1])
+    with pytest.raises(StorageUnavailable) as refused:
+        load_weights(folder)
+    assert refused.value.code == "checkpoint_corrupt"
 
 
 def test_no_pickle_is_written(tmp_path):

@@ -49,6 +49,12 @@ class Rows:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.checkpoints: list[Any] = []
+        self.announced: list[str] = []
+        monkeypatch.setattr(
+            uploads.service,
+            "announce_objects",
+            lambda _session, _job, _fence, keys: self.announced.extend(keys),
+        )
         monkeypatch.setattr(
             uploads.service,
             "record_checkpoint",
@@ -92,6 +98,7 @@ def saved(tmp_path: Path, step: int, *, is_milestone: bool = False) -> Checkpoin
     folder = tmp_path / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     (folder / "weights.safetensors").write_bytes(bytes([step]))
+    (folder / "optimizer.safetensors").write_bytes(bytes([step]))
     return CheckpointRecord(
         step=step,
         epoch=0.0,
@@ -109,11 +116,15 @@ def test_the_row_comes_after_the_manifest_and_the_original_may_go(tmp_path, clai
         hook.on_checkpoint(record)
         gate.arrived.wait(20)
         assert rows.steps == []
+        announced = {key.rpartition("/")[2] for key in rows.announced}
+        assert announced == {"weights.safetensors", "optimizer.safetensors", "manifest.json"}
         (record.folder / "weights.safetensors").unlink()  # as the loop's pruning does
         gate.open.set()
         hook.finish()
     (row,) = rows.checkpoints
-    assert (row.step, row.prefix) == (5, "jobs/ftjob-1/checkpoints/5/3")
+    assert row.step == 5
+    assert row.prefix.startswith("jobs/ftjob-1/checkpoints/5/3/")
+    assert row.state_files == ("optimizer.safetensors",)
     assert row.metrics == {"train_loss": 1.0}, "what is not finite is not said"
     get_folder(gate, row.prefix, tmp_path / "back")
     assert (tmp_path / "back" / "weights.safetensors").read_bytes() == b"\x05"
@@ -145,6 +156,18 @@ def test_a_store_that_comes_back_gets_the_checkpoint(
         gate.is_broken = False
         hook.finish()
     assert rows.steps == [1]
+
+
+def test_a_step_that_is_saved_twice_takes_another_place(tmp_path, claim, gate, rows):
+    gate.open.set()
+    with CheckpointHook(rows, claim, gate, tmp_path) as hook:
+        for folder in ("a", "b"):
+            hook.on_checkpoint(saved(tmp_path / folder, 5))
+            hook.finish()
+    first, second = (row.prefix for row in rows.checkpoints)
+    assert first != second
+    for prefix in (first, second):
+        get_folder(gate, prefix, tmp_path / prefix)
 
 
 def test_at_the_end_a_store_that_stays_away_is_an_error(
