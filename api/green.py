@@ -59,12 +59,12 @@ def green_out(
 ) -> dict[str, Any]:
     """All that is known now. Totals are over all attempts, failed and cancelled ones included."""
     document = to_dict(report)
-    from_step = {attempt.number: attempt.from_step for attempt in attempts}
+    own = {a.number: {"from_step": a.from_step, "failure": a.failure} for a in attempts}
     return {
         **green_summary(record, pue=report.pue),
         **{name: document[name] for name in _FROM_REPORT},
         "attempts": [
-            {**attempt, "from_step": from_step.get(attempt["n"])}
+            {**attempt, **own.get(attempt["n"], {"from_step": None, "failure": None})}
             for attempt in document["attempts"]
         ],
     }

@@ -34,7 +34,7 @@ from worker import tasks
 from worker.revision import revise
 from worker.supervisor import Supervisor, Terms
 from worker.tidying import tidy
-from worker.world import open_objects
+from worker.world import open_jobs, open_objects
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
     log_to_stderr()
     settings = read_settings()
     name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
-    database = open_database(settings.resolved_database_url)
+    database = open_jobs(settings)
     slots = slots or settings.worker_slots
     supervisor = Supervisor(
         database=database,

@@ -8,11 +8,12 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from core.errors import GreentuneError, InvalidInput, NotFound, TrainingFailed
+from core.errors import GreentuneError, InvalidInput, NotFound, TrainingFailed, Unavailable
 from core.jobs import service
 from core.jobs.lifecycle import Release
 from core.jobs.records import Claim, JobRecord
 from worker.hooks import Interrupted, Steering
+from worker.unforeseen import may_pass, sentence_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class SetAside(Interrupted):
 
 
 def ending_of(
-    error: GreentuneError | Interrupted | OSError,
+    error: Exception,
     claim: Claim,
     steering: Steering,
     *,
@@ -38,7 +39,8 @@ def ending_of(
     """What ``error`` means for the job.
 
     The caller's mistakes and a training that cannot work fail the job at once, with the error's own
-    sentence. What another attempt may overcome gives the job back.
+    sentence. What another attempt may overcome gives the job back. What nobody foresaw does so too,
+    until it comes again (`service.raised`).
     """
     if isinstance(error, SetAside):
         return error.ending
@@ -46,6 +48,9 @@ def ending_of(
         return _interrupted(claim, steering, max_attempts)
     if isinstance(error, (InvalidInput, NotFound, TrainingFailed)):
         return _failed(claim, error)
+    if not isinstance(error, (Unavailable, OSError)):
+        logger.error("job %s: training failed", claim.job_id, exc_info=error)
+        return _raised(claim, error, max_attempts)
     # neither paths of this host nor a server's words are for the caller's eyes
     logger.warning("job %s: given back: %s", claim.job_id, error, exc_info=error)
     return _released(claim, Release.TRANSIENT, max_attempts)
@@ -75,4 +80,18 @@ def _failed(claim: Claim, error: GreentuneError) -> Ending:
 def _released(claim: Claim, reason: Release, max_attempts: int) -> Ending:
     return lambda session, now: service.release(
         session, claim.job_id, claim.fence, reason=reason, max_attempts=max_attempts, now=now
+    )
+
+
+def _raised(claim: Claim, error: Exception, max_attempts: int) -> Ending:
+    # said now: an ending that waits for the database must not keep the model of the traceback
+    failure, may_be_gone = sentence_of(error), may_pass(error)
+    return lambda session, now: service.raised(
+        session,
+        claim.job_id,
+        claim.fence,
+        failure=failure,
+        may_pass=may_be_gone,
+        max_attempts=max_attempts,
+        now=now,
     )

@@ -135,8 +135,16 @@ class Reporter:
         return result
 
     def finish(self, write: Write[Any]) -> None:
-        """The last call: after it the job is not ours, which is no loss. Raises as `call`."""
+        """The last call: after it the job is not ours, which is no loss.
+
+        Raises:
+            Exception: as `call`; of an earlier post only once, so that the job's row can be told of
+                that as well.
+        """
         self._is_finishing = True
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
         self.call(write)
 
     def _run(self) -> None:

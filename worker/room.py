@@ -1,9 +1,10 @@
-"""How much memory a job will take, and whether its device has that much, before it trains."""
+"""How much memory a job will take, whether its device has that much, and what is done if not."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import psutil
@@ -18,6 +19,7 @@ from core.training.memory import MemoryEstimate, estimate
 from core.training.pricing import Shape
 from core.training.probing import probe_batches
 from core.training.step import LossStep
+from core.training_options import TrainingOptions
 from core.units import bytes_to_gib
 
 #: the estimate was within 10 % of what torch gave out, and its selection is a guess
@@ -109,6 +111,32 @@ class RoomHook(Hook):
             raise OutOfMemory(text)
         data = {"kind": "memory", "memory_estimate_bytes": needed, "device_bytes": total}
         self._tell(text, level="warn", data=data)
+
+
+def split(
+    training: TrainingOptions, error: OutOfMemory, tell: Callable[..., None]
+) -> TrainingOptions:
+    """Half the micro-batch, twice the accumulation: the same samples per optimiser step.
+
+    Args:
+        error: what it ran into, raised where one sample is left.
+        tell: as `worker.hooks.Scribe.event`.
+    """
+    batch_size = training.batch_size
+    if batch_size is None or batch_size == 1:
+        raise error
+    smaller = replace(
+        training,
+        batch_size=(batch_size + 1) // 2,
+        gradient_accumulation=2 * training.gradient_accumulation,
+    )
+    tell(
+        f"Out of memory with batch_size {batch_size}; going on with {smaller.batch_size} and "
+        f"gradient_accumulation {smaller.gradient_accumulation}",
+        level="warn",
+        data={"kind": "out_of_memory", "batch_size": smaller.batch_size},
+    )
+    return smaller
 
 
 def device_bytes(device: torch.device) -> int | None:

@@ -106,7 +106,7 @@ def run_local(spec: JobSpec, out: Path, settings: Settings, console: Console) ->
             stop=stop,
             console=console,
         )
-        with account.attempt() as attempt:
+        with account.attempt() as attempt, _advised(folder):
             result = run.carry_out(attempt.started_at)
             account.ended("succeeded" if result.outcome == "finished" else result.outcome)
         if result.outcome != "finished":
@@ -321,6 +321,19 @@ def _note(found: EmissionsReport) -> EmissionsNote:
         zone=found.zone,
         hardware=hardware,
     )
+
+
+@contextmanager
+def _advised(folder: LocalFolder) -> Iterator[None]:
+    """The traceback of what nobody foresaw ends with what to do."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            "The same command tries again, from the newest checkpoint in "
+            f"{folder.checkpoints} if there is one."
+        )
+        raise
 
 
 @contextmanager

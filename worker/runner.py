@@ -23,7 +23,6 @@ from core.carbon.intensity import WORLD
 from core.carbon.meter import EnergyMeter
 from core.carbon.quality import Points, told_curves
 from core.errors import (
-    GreentuneError,
     LeaseLost,
     NotFound,
     OutOfMemory,
@@ -37,7 +36,6 @@ from core.objects.folders import get_folder
 from core.settings import Settings
 from core.spec import JobSpec
 from core.training.hooks import FitResult, Hook
-from core.training_options import TrainingOptions
 from worker.base import BaseFetcher
 from worker.calibration import Calibration, known_cost
 from worker.child import ChildExit
@@ -53,7 +51,7 @@ from worker.pilot import Pilot
 from worker.prepare import Prepared, prepare, train
 from worker.reporter import Reporter
 from worker.rho import resolve_rho
-from worker.room import RoomHook
+from worker.room import RoomHook, split
 from worker.scratch import scratch_folder
 from worker.uploads import CheckpointHook
 from worker.world import World, open_world
@@ -130,9 +128,16 @@ class Training:
         if isinstance(ending, Trained):
             try:
                 ending = self._delivery.success(ending)
-            except GreentuneError as error:
+            except LeaseLost:
+                raise
+            except Exception as error:  # noqa: BLE001  the row hears of it, the log has it all
                 ending = self._ending_of(error)
-        self._reporter.finish(ending)
+        try:
+            self._reporter.finish(ending)
+        except (LeaseLost, Unavailable):
+            raise
+        except Exception as error:  # noqa: BLE001  as above
+            self._reporter.finish(self._ending_of(error))
 
     def _metered(self) -> Ending | Trained:
         """Energy counts from the process's start on, whatever the work comes to."""
@@ -154,10 +159,10 @@ class Training:
                     return self._work(scratch, log, overheads)
             except LeaseLost:
                 raise
-            except (GreentuneError, Interrupted, OSError) as error:
+            except Exception as error:  # noqa: BLE001  as above
                 return self._ending_of(error)
 
-    def _ending_of(self, error: GreentuneError | Interrupted | OSError) -> Ending:
+    def _ending_of(self, error: Exception) -> Ending:
         return ending_of(error, self._claim, self._steering, max_attempts=self._world.max_attempts)
 
     def _work(self, scratch: Path, log: EnergyLog, overheads: OverheadHook) -> Trained:
@@ -180,7 +185,7 @@ class Training:
             try:
                 result = self._train(prepared, rho, hooks, pilot, scratch)
             except OutOfMemory as error:
-                spec = replace(spec, training=self._smaller(prepared.training, error))
+                spec = replace(spec, training=split(prepared.training, error, self._scribe.event))
             else:
                 self._meter.sample()
                 with overheads.during("delivery"):
@@ -370,24 +375,6 @@ class Training:
             raise Interrupted
         self._scribe.held_out(held_out_of(kept))
         return kept
-
-    def _smaller(self, training: TrainingOptions, error: OutOfMemory) -> TrainingOptions:
-        """Half the micro-batch, twice the accumulation: the same samples per optimiser step."""
-        batch_size = training.batch_size
-        if batch_size is None or batch_size == 1:
-            raise error
-        smaller = replace(
-            training,
-            batch_size=(batch_size + 1) // 2,
-            gradient_accumulation=2 * training.gradient_accumulation,
-        )
-        self._scribe.event(
-            f"Out of memory with batch_size {batch_size}; going on with {smaller.batch_size} and "
-            f"gradient_accumulation {smaller.gradient_accumulation}",
-            level="warn",
-            data={"kind": "out_of_memory", "batch_size": smaller.batch_size},
-        )
-        return smaller
 
 
 def _curves(selections: Iterable[EventRecord]) -> tuple[Points, ...]:

@@ -312,4 +312,5 @@ def _describe(status: int) -> str | None:
         return None
     if status < 0:
         return f"The training process was killed by signal {-status}"
-    return f"The training process crashed with status {status}"
+    # what its code raises it tells the row itself: this was before it could, or the row was away
+    return f"The training process ended with status {status} without saying why"

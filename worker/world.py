@@ -52,7 +52,7 @@ class World:
 
 
 def open_world(settings: Settings, *, shares_host: bool) -> World:
-    database = open_database(settings.resolved_database_url, pool_size=2)
+    database = open_jobs(settings, pool_size=2)
     return World(
         database=database,
         objects=open_objects(settings),
@@ -81,6 +81,17 @@ def open_world(settings: Settings, *, shares_host: bool) -> World:
         patience_s=2 * settings.lease_s,
         max_attempts=settings.max_attempts,
         claim_delay_s=settings.sweep_every_s,
+    )
+
+
+def open_jobs(settings: Settings, *, pool_size: int = 10) -> Database:
+    """The job database, as a worker and its trainings use it; no connection is made.
+
+    A process that is frozen in the middle of a transaction goes on holding the job's row, which
+    claims and sweeps pass over while it is locked: the transaction must end before the lease does.
+    """
+    return open_database(
+        settings.resolved_database_url, pool_size=pool_size, idle_timeout_s=settings.lease_s / 2
     )
 
 

@@ -32,6 +32,8 @@ from core.jobs.tables import Job
 CONNECT_TIMEOUT_S = 5
 LOCK_TIMEOUT_S = 15
 STATEMENT_TIMEOUT_S = 30
+#: seconds that a transaction may say nothing before Postgres ends it and lets go of its locks
+IDLE_TIMEOUT_S = 120.0
 _READ_ONLY = "sqlite_query_only"
 
 
@@ -85,15 +87,24 @@ class Database:
         self._engine.dispose()
 
 
-def open_database(url: str, *, pool_size: int = 10) -> Database:
+def open_database(
+    url: str, *, pool_size: int = 10, idle_timeout_s: float = IDLE_TIMEOUT_S
+) -> Database:
     """``sqlite:///path`` or ``postgresql+psycopg://...``; opens no connection yet.
 
     The schema is the migrations' business: `migrations.upgrade(url)`.
+
+    Args:
+        url: of the database.
+        pool_size: connections kept open; as many again under load.
+        idle_timeout_s: as `IDLE_TIMEOUT_S`, above 0; SQLite has nobody to end a transaction.
     """
-    return Database(create_engine(url, pool_size=pool_size))
+    return Database(create_engine(url, pool_size=pool_size, idle_timeout_s=idle_timeout_s))
 
 
-def create_engine(url: str, *, pool_size: int = 10) -> Engine:
+def create_engine(
+    url: str, *, pool_size: int = 10, idle_timeout_s: float = IDLE_TIMEOUT_S
+) -> Engine:
     """The engine behind `open_database`; the migrations need it bare.
 
     Raises:
@@ -107,7 +118,7 @@ def create_engine(url: str, *, pool_size: int = 10) -> Engine:
             "The database URL cannot be read; write postgresql://user:password@host:port/name."
         ) from error
     if backend == "postgresql":
-        connect_args = _postgres_arguments()
+        connect_args = _postgres_arguments(idle_timeout_s)
     elif backend == "sqlite":
         connect_args = {"timeout": LOCK_TIMEOUT_S}
     else:
@@ -141,11 +152,12 @@ def now(session: Session) -> datetime:
     return moment.astimezone(UTC)
 
 
-def _postgres_arguments() -> dict[str, Any]:
+def _postgres_arguments(idle_timeout_s: float) -> dict[str, Any]:
     milliseconds = {
         "lock_timeout": LOCK_TIMEOUT_S * 1000,
         "statement_timeout": STATEMENT_TIMEOUT_S * 1000,
-        "idle_in_transaction_session_timeout": 4 * STATEMENT_TIMEOUT_S * 1000,
+        # 0 would mean never
+        "idle_in_transaction_session_timeout": max(1, round(idle_timeout_s * 1000)),
     }
     options = " ".join(f"-c {name}={value}" for name, value in milliseconds.items())
     return {

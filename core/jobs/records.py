@@ -73,6 +73,7 @@ Outcome = Literal[
     "shutdown",
     "transient",
     "died",
+    "raised",
     "lease_expired",
 ]
 
@@ -157,7 +158,8 @@ class JobRecord:
     worker: str | None
     #: not claimed before this moment (back-off, or a hold)
     not_before: datetime | None
-    #: consecutive attempts that ended in a dead worker, without a new checkpoint in between
+    #: consecutive attempts that ended in a dead worker or an exception that nobody foresaw, without
+    #: a new checkpoint in between
     deaths: int
     #: consecutive transient failures, likewise
     retries: int
@@ -241,6 +243,8 @@ class AttemptRecord:
     started_at: datetime
     ended_at: datetime | None
     outcome: Outcome | None
+    #: the exception that ended it, in one sentence without a full stop; None: it ended otherwise
+    failure: str | None
     from_step: int
     #: whose energy its samples are: "machine" or "process"; None: not recorded
     attribution: str | None

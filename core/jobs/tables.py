@@ -217,6 +217,7 @@ class Attempt(Base):
     started_at: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(_WORD)
+    failure: Mapped[str | None] = mapped_column(FreeText)
     from_step: Mapped[int]
     attribution: Mapped[str | None] = mapped_column(_WORD)
     energy_j: Mapped[float] = mapped_column(default=0.0)

@@ -36,6 +36,10 @@ _DEFAULT, _ONEDNN, _BFLOAT16 = "float32", "oneDNN float32", "bfloat16"
 #: torch's words for the routes of float32 products
 _ROUTES = {_DEFAULT: "ieee", _ONEDNN: "bf16"}
 
+#: words of RuntimeErrors that mean it too: of torch's allocator of host memory, of CUDA where
+#: torch's own allocator has no part, of cuBLAS for its workspace
+_ALLOCATORS = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
@@ -128,21 +132,23 @@ class Float32Route:
 
 @contextlib.contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn torch's two ways of running out of memory, CUDA's and the host's, into OutOfMemory."""
+    """Turn Python's and torch's ways of running out of memory, CUDA's and the host's, into
+    OutOfMemory.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, MemoryError) as error:
         raise _out_of_memory(error) from error
     except RuntimeError as error:
-        # the host allocator raises a bare RuntimeError
-        if "can't allocate memory" not in str(error):
+        if not any(words in str(error) for words in _ALLOCATORS):
             raise
         raise _out_of_memory(error) from error
 
 
 def _out_of_memory(error: BaseException) -> OutOfMemory:
+    said = str(error).strip() or "the host has none left."
     return OutOfMemory(
-        f"Not enough memory for this model and batch: {str(error).strip().splitlines()[0]} "
+        f"Not enough memory for this model and batch: {said.splitlines()[0]} "
         "Lower batch_size (raising gradient_accumulation alike), max_input_tokens or rho."
     )
 

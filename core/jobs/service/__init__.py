@@ -10,7 +10,7 @@
 ``work``         what the owner of a job does: claim, heartbeat, report
 ``evidence``     the owner's energy samples, overheads and checkpoints
 ``revisions``    samples accounted again at actual intensities
-``endings``      how the owner lets go: succeed, fail, cancelled, paused, hold, release
+``endings``      how the owner lets go: succeed, fail, cancelled, paused, hold, release, raised
 ``sweeper``      settles the jobs whose owner is gone
 
 Every write of a worker is conditional on its fence. `LeaseLost` means: somebody else decides about
@@ -24,6 +24,7 @@ from core.jobs.service.endings import (
     hold,
     pause_for_budget,
     paused,
+    raised,
     release,
     succeed,
 )
@@ -79,6 +80,7 @@ __all__ = [
     "pause",
     "pause_for_budget",
     "paused",
+    "raised",
     "record_attribution",
     "record_checkpoint",
     "record_energy",

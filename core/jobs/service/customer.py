@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -197,7 +198,7 @@ def _set(session: Session, job: Job, now: datetime, *events: NewEvent, **values:
     return changed
 
 
-def _carry_out(session: Session, job: Job, edge: Edge, now: datetime, **values: object) -> Job:
+def _carry_out(session: Session, job: Job, edge: Edge, now: datetime, **values: Any) -> Job:
     return let_go(
         session,
         job,

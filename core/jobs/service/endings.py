@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -32,6 +33,7 @@ from core.jobs.records import JobError, JobRecord, NewFile
 from core.jobs.service.files import new_row
 from core.jobs.service.sweeper import fail_lost
 from core.jobs.store.discarded import keep
+from core.jobs.store.jobs import last_checkpoint, list_attempts
 from core.jobs.store.rows import job_record
 from core.jobs.store.transitions import NewEvent, edge_event, let_go, lock_owned, refusal
 from core.jobs.tables import Job, Model
@@ -230,6 +232,79 @@ def release(
     return job_record(job)
 
 
+def raised(
+    session: Session,
+    job_id: str,
+    fence: int,
+    *,
+    failure: str,
+    may_pass: bool,
+    max_attempts: int,
+    now: datetime,
+) -> JobRecord:
+    """Give the job back after an exception that nobody foresaw, or fail it (code training_failed).
+
+    Code that raised the same twice is taken to raise it a third time: the job fails at the second
+    ``failure`` without a new checkpoint since the first. Else it waits and is tried again, as after
+    a death, and fails as one does at the ``max_attempts``-th in a row.
+
+    Args:
+        session: open session.
+        job_id: the job.
+        fence: the claim's.
+        failure: one sentence for the caller, the same whenever the exception is.
+        may_pass: another attempt may fare better though it was the same twice (a sick card).
+        max_attempts: deaths and exceptions in a row, without a new checkpoint in between.
+        now: aware UTC.
+    """
+    job = lock_owned(session, job_id, fence)
+    edge = _settle(job)
+    deaths = job.deaths + 1
+    if edge not in (REQUEUED, REVALIDATED):
+        told = NewEvent(level="warn", message=f"{failure} (attempt {fence})")
+        events, wait = [told, edge_event(edge)], None
+    elif not may_pass and _is_known(session, job, failure):
+        text = (
+            f"{failure}. An earlier attempt ended alike, and no new checkpoint came in between; "
+            "it was not tried again."
+        )
+        return job_record(_fail_raised(session, job, failure, text, now))
+    elif deaths >= max_attempts:
+        text = f"{failure}. Attempts in a row without a new checkpoint: {deaths}."
+        return job_record(_fail_raised(session, job, failure, text, now))
+    else:
+        events, wait = [edge_event(edge, reason=failure)], timedelta(seconds=backoff_s(deaths))
+    job = let_go(
+        session,
+        job,
+        edge,
+        outcome="raised",
+        failure=failure,
+        events=events,
+        now=now,
+        deaths=deaths,
+        not_before=None if wait is None else now + wait,
+    )
+    return job_record(job)
+
+
+def _is_known(session: Session, job: Job, failure: str) -> bool:
+    """Whether the last exception was the same, and nothing was gained since."""
+    attempts = list_attempts(session, job.id)
+    last = max((a.number for a in attempts if a.failure is not None), default=None)
+    if last is None:
+        return False
+    before, after = (next(a for a in attempts if a.number == n) for n in (last, last + 1))
+    reached = last_checkpoint(session, job.id)
+    gained = reached is not None and reached.step > after.from_step
+    return before.failure == failure and not gained
+
+
+def _fail_raised(session: Session, job: Job, failure: str, text: str, now: datetime) -> Job:
+    error = JobError(code="training_failed", message=text)
+    return _fail(session, job, error, now, failure=failure, deaths=job.deaths + 1)
+
+
 def _carry_out(session: Session, job: Job, edge: Edge, now: datetime) -> Job:
     """An order that came before the owner's own wish."""
     return let_go(
@@ -256,7 +331,7 @@ def _cancel(session: Session, job: Job, now: datetime) -> Job:
     )
 
 
-def _fail(session: Session, job: Job, error: JobError, now: datetime) -> Job:
+def _fail(session: Session, job: Job, error: JobError, now: datetime, **more: Any) -> Job:
     return let_go(
         session,
         job,
@@ -265,4 +340,5 @@ def _fail(session: Session, job: Job, error: JobError, now: datetime) -> Job:
         events=[edge_event(FAILED, message=error.message)],
         now=now,
         error=error,
+        **more,
     )

@@ -138,6 +138,7 @@ def let_go(
     outcome: Outcome | None,
     events: Sequence[NewEvent],
     now: datetime,
+    failure: str | None = None,
     **values: Any,
 ) -> Job:
     """Take a locked job along ``edge`` and out of its owner's hands, if it has one. Nothing goes on
@@ -150,6 +151,7 @@ def let_go(
         outcome: how the attempt ended; None: there is none.
         events: appended.
         now: aware UTC.
+        failure: the attempt's, as `AttemptRecord.failure`.
         values: further columns.
     """
     if job.status not in edge.sources:
@@ -186,7 +188,7 @@ def let_go(
                 Attempt.number == job.fence,
                 Attempt.ended_at.is_(None),
             )
-            .values(ended_at=now, outcome=outcome),
+            .values(ended_at=now, outcome=outcome, failure=failure),
             execution_options=FRESH,
         )
     return changed

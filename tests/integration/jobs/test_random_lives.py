@@ -111,7 +111,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(
         claim=consumes(claims),
-        ending=st.sampled_from(["succeed", "fail", "cancelled", "paused", *Release]),
+        ending=st.sampled_from(["succeed", "fail", "cancelled", "paused", "raised", *Release]),
     )
     def end(self, claim: Claim, ending: str) -> None:
         engine = self.engine
@@ -120,6 +120,9 @@ class Lives(RuleBasedStateMachine):
             after = self.judged(claim, lambda: engine.do(service.release, claim, **words))
         elif ending == "succeed":
             after = self.judged(claim, lambda: engine.succeed(claim))
+        elif ending == "raised":
+            words = {"failure": "ValueError", "may_pass": False, "max_attempts": MAX_ATTEMPTS}
+            after = self.judged(claim, lambda: engine.do(service.raised, claim, **words))
         elif ending == "fail":
             after = self.judged(
                 claim, lambda: engine.do(service.fail, claim, code="nan_loss", message="NaN")

@@ -134,3 +134,15 @@ def test_a_mistake_of_ours_reaches_the_training(jobs, reporter, job_id):
     until(lambda: reporter._failure is not None)
     with pytest.raises(InvalidInput):
         reporter.post(say(job_id, "next"))
+
+
+def test_how_the_job_ended_is_told_in_spite_of_it(jobs, reporter, job_id):
+    def wrong(_session: Session, _now: object) -> None:
+        raise InvalidInput("NaN")
+
+    reporter.post(wrong)
+    until(lambda: reporter._failure is not None)
+    with pytest.raises(InvalidInput):
+        reporter.finish(say(job_id, "all went well"))
+    reporter.finish(say(job_id, "it did not"))
+    assert said(jobs, job_id) == ["it did not"]

@@ -209,7 +209,8 @@ sys.path.insert(0, {root!r})
 from core.jobs.database import open_database
 from worker.supervisor import Supervisor, Terms
 terms = Terms(lease_s={lease_s}, heartbeat_s=0.1, poll_s=0.1, max_attempts=9, outage_grace_s=1.0)
-Supervisor(database=open_database({url!r}), terms=terms, name={name!r}, slots=1,
+database = open_database({url!r}, idle_timeout_s={idle_timeout_s})
+Supervisor(database=database, terms=terms, name={name!r}, slots=1,
            command=lambda claim: {command!r} + [claim.job_id, str(claim.fence)] + {where!r}).start()
 """
 
@@ -219,7 +220,9 @@ def supervisor_process(database_url, database, tmp_path):
     """Start a supervisor in a process of its own, where it can be killed or frozen."""
     processes: list[subprocess.Popen[bytes]] = []
 
-    def begin(training_command, name: str, lease_s: float) -> subprocess.Popen[bytes]:
+    def begin(
+        training_command, name: str, lease_s: float, idle_timeout_s: float = 60.0
+    ) -> subprocess.Popen[bytes]:
         class AnyClaim:
             job_id, fence = "JOB", 0
 
@@ -229,6 +232,7 @@ def supervisor_process(database_url, database, tmp_path):
             root=str(ROOT),
             url=database_url,
             lease_s=lease_s,
+            idle_timeout_s=idle_timeout_s,
             name=name,
             command=command[:cut],
             where=command[cut + 2 :],
@@ -329,6 +333,35 @@ def test_a_worker_frozen_past_its_lease_cannot_touch_its_successors_job(
     assert "wrote" not in texts(marks)
     job = jobs.get(job_id)
     assert (job.status, job.error, job.fence) == (Status.SUCCEEDED, None, 2)
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_one_frozen_with_the_jobs_row_locked_lets_go_of_it(
+    jobs, training, marks, supervisor_process, database_url
+):
+    """Claims and sweeps pass over a locked row: the database ends the frozen transaction."""
+    job_id = jobs.submit()
+    freeze = (
+        "try:\n"
+        "  with open_database(url, idle_timeout_s=4.0).transaction() as session:\n"
+        "    service.append_event(session, job_id, fence, level='info', message='stale',\n"
+        "      now=now(session))\n"
+        "    mark('holds the row')\n"
+        "    os.kill(os.getpid(), signal.SIGSTOP)\n"
+        "except Exception as error: mark(type(error).__name__)\n"
+        "else: mark('wrote')\n"
+    )
+    body = f"exec({SUCCEED!r} if fence > 1 else {freeze!r})"
+    first = supervisor_process(training(body), "first", 6.0, 4.0)
+    until(lambda: "holds the row" in texts(marks))
+    first.send_signal(signal.SIGSTOP)
+    supervisor_process(training(body), "second", 30.0)
+    until(lambda: jobs.get(job_id).status is Status.SUCCEEDED, timeout_s=60)
+    os.kill(int(marks()[0][1]), signal.SIGCONT)
+    until(lambda: "Unavailable" in texts(marks))
+    first.send_signal(signal.SIGCONT)
+    assert jobs.outcomes(job_id) == ["lease_expired", "succeeded"]
+    assert "stale" not in [event.message for event in jobs.events(job_id)]
 
 
 @one_database_will_do
