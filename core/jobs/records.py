@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 
@@ -272,7 +272,13 @@ class Claim:
 
     @property
     def spec(self) -> JobSpec:
-        return self.job.spec
+        """As asked, with the epochs that an earlier attempt began with where they were left open: a
+        rule that has changed since must not move the job's end.
+        """
+        asked, began = self.job.spec, self.job.hyperparameters
+        if began is None:
+            return asked
+        return replace(asked, training=replace(asked.training, n_epochs=began.n_epochs))
 
     @property
     def attempt(self) -> int:

@@ -331,6 +331,17 @@ def test_who_gave_the_job_back_writes_nothing_more_though_nobody_has_it_yet(engi
     assert job_of(engine, job.id) == before
 
 
+def test_open_epochs_stay_what_the_first_attempt_made_them(engine):
+    """A later release may have another rule; the job's end must not move while it runs."""
+    job = engine.submit()
+    assert engine.running().spec.training.n_epochs is None
+    engine.wait(LEASE_S)
+    again = engine.claim("w2")
+    assert again.job_id == job.id
+    assert again.spec.training.n_epochs == HYPERPARAMETERS.n_epochs
+    assert job_of(engine, job.id).spec.training.n_epochs is None, "as asked"
+
+
 def test_a_released_validation_is_done_again(engine):
     engine.submit()
     back = engine.do(
