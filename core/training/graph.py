@@ -65,14 +65,13 @@ def trace(
     """Profile of one step of ``model`` on ``batch``; see ``core.training.flops.profile``."""
     shadow = meta_copy(model)
     mode = MetaTrace()
-    spans: list[range] = []
-    with mode, torch.enable_grad(), _spans_of(blocks_of(shadow) if recomputes else (), spans):
+    with mode, torch.enable_grad():
         value = _loss_value(shadow, batch, loss)
         members = _walk(value, shadow)
         edges = {node: _product_edges(node, members, mode) for node in members}
-        again = _again(members, mode, spans)
         if is_checked:
             _check_backward(value, edges, mode)
+    again = _again_in_training(shadow, batch, loss) if recomputes else ()
     terms: dict[int, float] = {}
     for flops, needed_by in [*itertools.chain.from_iterable(edges.values()), *again]:
         add_term(terms, needed_by, flops)
@@ -202,6 +201,20 @@ def _spans_of(blocks: Iterable[nn.Module], spans: list[range]) -> Iterator[None]
             hooks.callback(begin.remove)
             hooks.callback(end.remove)
         yield
+
+
+def _again_in_training(shadow: nn.Module, batch: Mapping[str, Any], loss: Loss) -> _Edges:
+    """`_again`, of a forward pass in training mode: dropout keeps its mask, for whose sake the
+    product before it runs again. Leaves ``shadow`` in that mode.
+    """
+    blocks = blocks_of(shadow)
+    shadow.train()
+    for block in blocks:
+        block.gradient_checkpointing = False  # transformers' own gate, which is now open
+    mode, spans = MetaTrace(), list[range]()
+    with mode, torch.enable_grad(), _spans_of(blocks, spans):
+        members = _walk(_loss_value(shadow, batch, loss), shadow)
+        return _again(members, mode, spans)
 
 
 def _again(members: Mapping[Any, int], mode: MetaTrace, spans: Sequence[range]) -> _Edges:

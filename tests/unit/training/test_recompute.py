@@ -58,9 +58,11 @@ def test_loss_and_gradients_are_the_same_bits_with_dropout(kind, dtype):
         assert torch.equal(gradient, expected[name]), name
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ALL)
-def test_predicted_flops_are_those_spent_whatever_is_trained(kind):
-    model = tiny_model(kind)
+def test_predicted_flops_are_those_spent_whatever_is_trained(kind, dropout):
+    """A block's dropout keeps its mask: the product before it runs again for its sake."""
+    model = tiny_model(kind, dropout=dropout)
     model.set_attn_implementation("eager")
     step = _step(model, recomputes=True)
     batch = padded_batch(is_pair=kind in PAIRS)
