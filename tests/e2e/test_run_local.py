@@ -24,7 +24,8 @@ def job(tmp_path_factory, tiny_model, chat_lines):
     train.write_bytes(chat_lines(40))
     validation.write_bytes(chat_lines(4))
     options = ["--model", tiny_model, "--validation", validation, "--rho", "0.7", "--zone", "FR"]
-    options += ["--epochs", "12", "--checkpoint-every-s", "0.001", "--seed", "5"]
+    options += ["--epochs", "12", "--learning-rate", "1e-3", "--checkpoint-every-s", "0.001"]
+    options += ["--seed", "5"]
     options += ["--eval-metrics", "rougeL", "--eval-examples", "2", "--eval-new-tokens", "4"]
 
     def start(out, *more):
@@ -134,7 +135,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(job, straight, number,
         (["--batch-size", "8"], "batch_size None, not 8"),
         (["--rho", "0.01", "--out-other"], "rho 0.01 is not feasible"),
         (["--zone", "NOWHERE", "--out-other"], "NOWHERE"),
-        (["--method", "magic", "--out-other"], "green.method must be one of"),
+        (["--method", "magic", "--out-other"], "--method must be one of"),
     ],
 )
 def test_refusals_are_one_sentence(job, straight, more, said):
