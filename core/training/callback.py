@@ -17,10 +17,10 @@ checkpointing where the trainer has it switched on. Where a trainer computes its
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from random import Random
 from typing import Any, Final, Literal
 from weakref import WeakKeyDictionary
 
@@ -34,6 +34,7 @@ from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.training.costs import FlopsProfile
 from core.training.flops import profile
 from core.training.importance import CrossedGain, sum_over_gradients
+from core.training.loader_samples import CollatedBatch, drawn_batches, labelled_halves
 from core.training.methods import adapters_of
 from core.training.optimiser import adamw_update, chosen
 from core.training.ranking import rank
@@ -43,7 +44,7 @@ from core.training_options import is_number
 #: batches whose mean cost is taken for the data's
 _PROFILED_BATCHES: Final = 4
 #: where accelerate and TRL put a wrapped forward: on the instance, in front of the class's own
-_WRAPPED: Final = ("forward", "_original_forward")
+_WRAPPED: Final[tuple[str, ...]] = ("forward", "_original_forward")
 #: model -> parameters that a callback froze and has not given back: at work, or interrupted
 _FROZEN: Final[WeakKeyDictionary[torch.nn.Module, set[str]]] = WeakKeyDictionary()
 #: model -> hooks that a callback put on its embeddings and has not taken off
@@ -78,8 +79,8 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         RhoInfeasible: no tensor can be trained for that share; carries the lowest feasible one.
         UnsupportedMethod: an optimiser other than AdamW, a model spread over processes, or
             reentrant gradient checkpointing.
-        InvalidInput: data without a length, which no probe can be drawn from; an optimiser that
-            lacks what an interrupted training had left frozen.
+        InvalidInput: data without a length or without a label, which no probe can be drawn from;
+            an optimiser that lacks what an interrupted training had left frozen.
         ModelUnsupported: a model that cannot be profiled.
     """
 
@@ -145,10 +146,12 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
                 "GreenTrainerCallback needs torch's AdamW, whose next step it can tell; got "
                 f"{type(_inner(given['optimizer'])).__name__}. Set optim='adamw_torch'."
             )
-        if state.global_step == 0:
-            self.selections = []
-        elif stored := state.stateful_callbacks.get(type(self).__name__):
-            self.history = stored["attributes"]["history"]
+        name = type(self).__name__
+        # the state of a training that starts at 0 holds what this object chose in an earlier one
+        stored = state.stateful_callbacks.get(name) if state.global_step else None
+        self.history = stored["attributes"]["history"] if stored else []
+        # a trainer can save no callback that its state lacks: one that joins at a checkpoint
+        state.stateful_callbacks.setdefault(name, self.state())
         model = given["model"]
         self._flagged, self._candidates = _trainable(model, given["optimizer"])
         self._profile = self._costs(model, args, given["train_dataloader"])
@@ -165,8 +168,8 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
         if not self._is_due(state):
             return
         assert self._profile is not None, "training has begun"
-        model, loader = given["model"], given["train_dataloader"]
-        halves = self._halves(args, loader, state.global_step)
+        model = given["model"]
+        halves = self._halves(model, args, given["train_dataloader"], state.global_step)
         importance = sum_over_gradients(
             model,
             [_on(model.device, half) for half in halves],
@@ -216,14 +219,13 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
 
     def _costs(self, model: Any, args: Any, loader: Any) -> FlopsProfile:
         """Of a mean batch; wrapped forwards (autocast, fused heads) are taken off meanwhile."""
-        off = {name: vars(model).pop(name) for name in _WRAPPED if name in vars(model)}
-        try:
-            batches = _collated(loader, self._picked(args, loader, 0, _PROFILED_BATCHES))
+        batches = drawn_batches(
+            loader, seed=f"{self.seed} 0", n_batches=_PROFILED_BATCHES, size=_drawn_size(args)
+        )
+        with _unwrapped(model):
             profiles = [
                 profile(model, batch, recomputes=args.gradient_checkpointing) for batch in batches
             ]
-        finally:
-            vars(model).update(off)
         mean = FlopsProfile.mean(profiles, [1.0] * len(profiles))
         costs = mean.limited(self._candidates, full_flops=mean.full_flops)
         self._groups = adapters_of(costs)
@@ -236,25 +238,19 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             )
         return costs
 
-    def _halves(self, args: Any, loader: Any, step: int) -> list[dict[str, torch.Tensor]]:
-        """Of ``n_probes`` batches, each half followed by its other half."""
-        picked = self._picked(args, loader, step, self.n_probes)
-        # a batch of one sample is its own other half
-        parts = [half or part for part in picked for half in (part[::2], part[1::2])]
-        return _collated(loader, parts)
+    def _halves(self, model: Any, args: Any, loader: Any, step: int) -> list[CollatedBatch]:
+        return labelled_halves(
+            loader,
+            seed=f"{self.seed} {step}",
+            n_batches=self.n_probes,
+            size=_drawn_size(args),
+            is_shifted=not model.config.is_encoder_decoder,
+        )
 
-    def _picked(self, args: Any, loader: Any, step: int, count: int) -> list[list[int]]:
-        """Samples of ``count`` batches of two or more, the same ones at the same step."""
-        try:
-            n_samples = len(loader.dataset)
-        except TypeError as error:
-            raise InvalidInput(
-                "GreenTrainerCallback draws its probe batches by index; the training data must "
-                "have a length (no streaming)."
-            ) from error
-        rng = Random(f"{self.seed} {step}")  # noqa: S311  no secret
-        size = min(max(2, args.per_device_train_batch_size), n_samples)
-        return [rng.sample(range(n_samples), size) for _ in range(count)]
+
+def _drawn_size(args: Any) -> int:
+    """A half needs a sample."""
+    return max(2, int(args.per_device_train_batch_size))
 
 
 def _is_reentrant(args: Any) -> bool:
@@ -307,11 +303,23 @@ def _give_back(model: torch.nn.Module) -> set[str]:
     return names
 
 
-def _collated(loader: Any, parts: Sequence[Sequence[int]]) -> list[dict[str, torch.Tensor]]:
-    """The loader does not move. Collators may draw random numbers: generators are put back."""
-    data = loader.dataset
-    with torch.random.fork_rng():
-        return [dict(loader.collate_fn([data[i] for i in part])) for part in parts]
+@contextmanager
+def _unwrapped(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, every forward is its class's own: accelerate wraps that of the trainer's model, TRL
+    that of the model inside the adapters.
+    """
+    wrapped = [
+        (vars(module), {name: vars(module)[name] for name in _WRAPPED if name in vars(module)})
+        for module in model.modules()
+    ]
+    for attributes, taken in wrapped:
+        for name in taken:
+            del attributes[name]
+    try:
+        yield
+    finally:
+        for attributes, taken in wrapped:
+            attributes.update(taken)
 
 
 def _update(

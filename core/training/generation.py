@@ -6,6 +6,10 @@ answer: it is masked, and the repetition penalty does not count it as said.
 
 The repetition penalty is that of Keskar et al. 2019 as `transformers` applies it: it counts the
 tokens of a decoder-only prompt too, end tokens inside it included.
+
+A model folder's generation_config.json says how its authors like it to speak: by chance, in several
+answers, at least so long, up to a stop string. None of it is followed but the ids of special and
+unsayable tokens: every model is asked alike, and training teaches the end token, no stop string.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
+    GenerationConfig,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
 )
@@ -62,6 +67,19 @@ def decoding_named(name: str, *, max_new_tokens: int) -> Decoding:
     raise InvalidInput(f"There is no decoding {name!r}; there are: greedy, beam.")
 
 
+#: of the model's own settings, those that belong to its vocabulary: NLLB is told its language by
+#: the first token, Marian kept from saying its padding
+_OWN_TOKENS: Final = (
+    "bos_token_id",
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One forward pass: ``rows`` of ``n_new`` tokens each, which look at ``n_seen`` (themselves
@@ -92,7 +110,7 @@ def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], decoding: Decoding
 ) -> Generated:
     """An answer to each prompt: without special tokens, stripped, up to the first end token (the
-    model's or the tokenizer's) or ``max_new_tokens``. The model's mode is restored.
+    model's or the tokenizer's) or ``max_new_tokens``. The model's mode and settings are restored.
 
     Raises:
         InvalidInput: an empty prompt.
@@ -100,6 +118,9 @@ def generate(
     if not all(len(prompt) for prompt in prompts):
         raise InvalidInput("A model cannot answer an empty prompt.")
     was_training = model.training
+    # adapters wrap the model that answers
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    settings = _settings(base, tokenizer, decoding)
     model.eval()
     # prompts of like length share a batch
     order = sorted(range(len(prompts)), key=lambda at: len(prompts[at]))
@@ -109,10 +130,10 @@ def generate(
     passes: list[Pass] = []
     attention = CpuAttention(None) if model.device.type == "cpu" else nullcontext()
     try:
-        with _counted(model, passes), attention:
+        with _counted(base, passes), _set(base, settings), attention:
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                found = _answer(model, tokenizer, [prompts[at] for at in part], decoding)
+                found = _answer(base, settings, [prompts[at] for at in part], decoding)
                 answers.update(zip(part, found, strict=True))
                 if model.config.is_encoder_decoder:
                     encoded.append((len(part), len(prompts[part[-1]])))
@@ -131,15 +152,40 @@ def generate(
     )
 
 
+def _settings(model: Any, tokenizer: Any, decoding: Decoding) -> GenerationConfig:
+    """``decoding``, and what the model's vocabulary asks for."""
+    end_ids = _end_ids(model, tokenizer)
+    own = {name: getattr(model.generation_config, name) for name in _OWN_TOKENS}
+    return GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        num_beams=decoding.num_beams,
+        do_sample=False,
+        pad_token_id=next((i for i in (tokenizer.pad_token_id, *end_ids) if isinstance(i, int)), 0),
+        eos_token_id=end_ids or None,
+        **own,
+    )
+
+
+@contextmanager
+def _set(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Inside, ``settings`` are the model's own: `generate` fills in from those what it is not told,
+    and what has no default (stop strings, other modes) cannot be told to stay unset.
+    """
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def _answer(
-    model: Any, tokenizer: Any, prompts: list[Sequence[int]], decoding: Decoding
+    model: Any, settings: GenerationConfig, prompts: list[Sequence[int]], decoding: Decoding
 ) -> list[list[int]]:
     """New tokens of each prompt, the end token included where there is one."""
     is_pair = bool(model.config.is_encoder_decoder)
-    end_ids = _end_ids(model, tokenizer)
-    pad_id = next((i for i in (tokenizer.pad_token_id, *end_ids) if isinstance(i, int)), 0)
     width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad_id)
+    ids = torch.full((len(prompts), width), settings.pad_token_id)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         place = slice(0, len(prompt)) if is_pair else slice(width - len(prompt), width)
@@ -157,19 +203,14 @@ def _answer(
     output = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
-        max_new_tokens=decoding.max_new_tokens,
-        num_beams=decoding.num_beams,
-        do_sample=False,
-        # ours counts no padding; what the model's own settings say must not come on top
-        repetition_penalty=1.0,
+        generation_config=settings,
+        # its own repetition penalty would count padding
         logits_processor=processors,
-        pad_token_id=pad_id,
-        eos_token_id=end_ids or None,
         **_own_cache(model),
     )
     # a decoder starts from a token of its own
     fresh = output[:, 1 if is_pair else width :].tolist()
-    return [_upto_end(row, end_ids) for row in fresh]
+    return [_upto_end(row, settings.eos_token_id or []) for row in fresh]
 
 
 def _own_cache(model: Any) -> dict[str, Any]:
@@ -179,10 +220,7 @@ def _own_cache(model: Any) -> dict[str, Any]:
     depth = getattr(model.config, "num_decoder_layers", None) or 0
     if depth <= model.config.get_text_config(decoder=True).num_hidden_layers:
         return {}
-    return {
-        "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
-        "use_cache": True,
-    }
+    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
 
 def _upto_end(ids: list[int], end_ids: list[int]) -> list[int]:
@@ -215,9 +253,7 @@ def _counted(model: Any, passes: list[Pass]) -> Iterator[None]:
             )
         )
 
-    # adapters wrap the model whose `generate` runs
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    handle = base.register_forward_pre_hook(count, with_kwargs=True)
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
     try:
         yield
     finally:

@@ -1,70 +1,25 @@
-"""The callback inside transformers' Trainer and TRL's SFTTrainer, with their own optimisers."""
+"""The callback inside transformers' Trainer, with its own optimisers."""
 
 import copy
 import functools
-import json
 
 import peft
 import pytest
 import torch
 import transformers
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.training.callback import GreenTrainerCallback
 from core.training.flops import profile
-from tests.fixtures.models import build_tiny_model
 from tests.fixtures.tiny_models import tiny_model
+from tests.fixtures.trainers import N_SAMPLES, ROWS, Spent, Watch, arguments, data, trainer_of
 
 pytestmark = [
     # transformers and accelerate of the pinned versions, on a machine without an accelerator
     pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*is deprecated:FutureWarning"),
 ]
-N_SAMPLES, ROWS = 16, 2
-
-
-def _data():
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 90, (N_SAMPLES, 10), generator=generator).tolist()
-    return [{"input_ids": row, "labels": row, "attention_mask": [1] * 10} for row in ids]
-
-
-def _arguments(folder, **options):
-    options = {"num_train_epochs": 2, "save_strategy": "no", "learning_rate": 1e-3} | options
-    return TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=ROWS,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-        **options,
-    )
-
-
-class Watch(TrainerCallback):
-    """What the optimiser is about to update, and what probing leaves behind."""
-
-    def __init__(self):
-        self.updated, self.flags = [], []
-
-    def on_pre_optimizer_step(self, _args, _state, _control, model=None, **_):
-        self.updated.append({n for n, p in model.named_parameters() if p.grad is not None})
-
-    def on_substep_end(self, _args, _state, _control, model=None, **_):
-        self.flags.append({n for n, p in model.named_parameters() if p.requires_grad})
-
-
-def _trainer(folder, callback, *, watch=None, model=None, **options):
-    return Trainer(
-        model=model or tiny_model("llama"),
-        args=_arguments(folder, **options),
-        train_dataset=_data(),
-        data_collator=transformers.default_data_collator,
-        callbacks=[callback, *([watch] if watch else [])],
-    )
 
 
 @functools.cache
@@ -75,7 +30,7 @@ def _costs():
 
 def test_only_what_fits_the_budget_is_updated_each_epoch(tmp_path):
     callback, watch = GreenTrainerCallback(rho=0.6), Watch()
-    trainer = _trainer(tmp_path, callback, watch=watch)
+    trainer = trainer_of(tmp_path, callback, watch=watch)
     trainer.train()
     assert [s.step for s in callback.selections] == [0, 8]
     assert len(watch.updated) == 16
@@ -91,7 +46,7 @@ def test_only_what_fits_the_budget_is_updated_each_epoch(tmp_path):
 
 def test_selection_every_few_steps_at_the_start_of_an_accumulation(tmp_path):
     callback, watch = GreenTrainerCallback(rho=0.5, every=3), Watch()
-    _trainer(tmp_path, callback, watch=watch, gradient_accumulation_steps=2).train()
+    trainer_of(tmp_path, callback, watch=watch, gradient_accumulation_steps=2).train()
     assert [s.step for s in callback.selections] == [0, 3, 6]
     for step, flags in enumerate(watch.flags):
         assert flags == watch.updated[step] == set(callback.selections[step // 3].names)
@@ -113,7 +68,7 @@ class Snapshot(TrainerCallback):
 def test_probing_leaves_no_trace(tmp_path):
     before, after = Snapshot(), Snapshot()
     callback = GreenTrainerCallback(rho=0.7, every=3, n_probes=2)
-    trainer = _trainer(tmp_path, before, model=tiny_model("opt", dropout=0.2))
+    trainer = trainer_of(tmp_path, before, model=tiny_model("opt", dropout=0.2))
     trainer.add_callback(callback)
     trainer.add_callback(after)
     trainer.train()
@@ -144,8 +99,8 @@ def test_after_an_interruption_everything_can_be_chosen_again(tmp_path):
     model, callback = tiny_model("llama"), GreenTrainerCallback(rho=0.6)
     options = {
         "model": model,
-        "args": _arguments(tmp_path),
-        "train_dataset": _data(),
+        "args": arguments(tmp_path),
+        "train_dataset": data(),
         "data_collator": transformers.default_data_collator,
     }
     interrupted = Interrupted(**options, callbacks=[callback])
@@ -175,8 +130,8 @@ def test_only_what_the_optimiser_holds_is_chosen(tmp_path):
     held = [p for n, p in model.named_parameters() if "mlp" in n]
     Trainer(
         model=model,
-        args=_arguments(tmp_path),
-        train_dataset=_data(),
+        args=arguments(tmp_path),
+        train_dataset=data(),
         data_collator=transformers.default_data_collator,
         callbacks=[callback, watch],
         optimizers=(torch.optim.AdamW(held, lr=1e-3), None),
@@ -192,7 +147,7 @@ def test_an_adapter_is_chosen_as_a_whole(tmp_path):
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
     model = peft.get_peft_model(tiny_model("llama"), config)
     callback, watch = GreenTrainerCallback(rho=0.6), Watch()
-    _trainer(tmp_path, callback, watch=watch, model=model).train()
+    trainer_of(tmp_path, callback, watch=watch, model=model).train()
     names = set(callback.selections[0].names)
     assert names
     for name in names:
@@ -214,58 +169,20 @@ def test_wrong_settings_are_named(wrong):
         GreenTrainerCallback(**wrong)
 
 
-@pytest.mark.parametrize("restores", [False, True])
-def test_a_resumed_training_goes_on_with_its_selection(tmp_path, restores):
-    options = {
-        "save_strategy": "steps",
-        "save_steps": 5,
-        "restore_callback_states_from_checkpoint": restores,
-    }
-    callback = GreenTrainerCallback(rho=0.6)
-    straight = _trainer(tmp_path, callback, **options)
-    straight.train()
-    state = json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())
-    stored = state["stateful_callbacks"]["GreenTrainerCallback"]["attributes"]["history"]
-    assert stored[0]["names"] == list(callback.selections[0].names)
-    watch = Watch()
-    resumed = _trainer(tmp_path, GreenTrainerCallback(rho=0.6), watch=watch, **options)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
-    assert len(watch.updated) == 11
-    assert watch.updated[0] == set(callback.selections[0].names)
-    assert watch.updated[-1] == set(callback.selections[1].names)
-    for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
-        assert torch.equal(one, other)
-
-
 def test_bf16_autocast(tmp_path):
     callback, watch = GreenTrainerCallback(rho=0.6), Watch()
-    _trainer(tmp_path, callback, watch=watch, bf16=True, max_steps=3).train()
+    trainer_of(tmp_path, callback, watch=watch, bf16=True, max_steps=3).train()
     assert watch.updated == [set(callback.selections[0].names)] * 3
 
 
 def test_what_cannot_work_is_refused_before_training(tmp_path):
     with pytest.raises(RhoInfeasible, match="lowest feasible"):
-        _trainer(tmp_path, GreenTrainerCallback(rho=0.1)).train()
+        trainer_of(tmp_path, GreenTrainerCallback(rho=0.1)).train()
     with pytest.raises(UnsupportedMethod, match="adamw_torch"):
-        _trainer(tmp_path, GreenTrainerCallback(), optim="sgd").train()
+        trainer_of(tmp_path, GreenTrainerCallback(), optim="sgd").train()
     for wrong in ({"rho": 0}, {"every": 0}, {"n_probes": 0}):
         with pytest.raises(InvalidInput):
             GreenTrainerCallback(**wrong)
-
-
-class Spent(TrainerCallback):
-    """FLOPs of each step, torch's count; to be called after the callback under test."""
-
-    def __init__(self):
-        self.flops = []
-
-    def on_step_begin(self, *_args, **_):
-        self._counter = FlopCounterMode(display=False)
-        self._counter.__enter__()
-
-    def on_pre_optimizer_step(self, *_args, **_):
-        self._counter.__exit__(None, None, None)
-        self.flops.append(self._counter.get_total_flops())
 
 
 @pytest.mark.parametrize("is_adapted", [False, True])
@@ -278,7 +195,7 @@ def test_gradient_checkpointing_counts_and_keeps_the_budget(tmp_path, is_adapted
     if is_adapted:
         model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2))
     callback, spent = GreenTrainerCallback(rho=0.62), Spent()
-    _trainer(
+    trainer_of(
         tmp_path,
         callback,
         watch=spent,
@@ -286,7 +203,7 @@ def test_gradient_checkpointing_counts_and_keeps_the_budget(tmp_path, is_adapted
         gradient_checkpointing=True,
         num_train_epochs=1,
     ).train()
-    batch = {name: torch.tensor([row[name] for row in _data()[:ROWS]]) for name in _data()[0]}
+    batch = {name: torch.tensor([row[name] for row in data()[:ROWS]]) for name in data()[0]}
     costs = profile(model, batch, recomputes=True)
     (selected,) = callback.selections
     assert selected.rho_planned <= 0.62
@@ -299,7 +216,7 @@ def test_gradient_checkpointing_counts_and_keeps_the_budget(tmp_path, is_adapted
 
 def test_reentrant_checkpointing_is_refused(tmp_path):
     with pytest.raises(UnsupportedMethod, match="'use_reentrant': False"):
-        _trainer(
+        trainer_of(
             tmp_path,
             GreenTrainerCallback(),
             gradient_checkpointing=True,
@@ -307,50 +224,32 @@ def test_reentrant_checkpointing_is_refused(tmp_path):
         ).train()
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"gradient_checkpointing": False},
-        {"packing": True, "max_length": 64},
-        {"packing": True, "max_length": 64, "packing_strategy": "wrapped"},
-    ],
-    ids=["as TRL has it", "no checkpointing", "packed", "packed and cut"],
-)
-def test_trl_sft_trainer(tmp_path, options):
-    import datasets
-    from trl import SFTConfig, SFTTrainer
+class Probed(TrainerCallback):
+    """Labels that the model sees in evaluation mode, once it has been profiled."""
 
-    folder = build_tiny_model(tmp_path / "model")
-    texts = [{"text": f"add {n} and 2, that is {n + 2}"} for n in range(24)]
+    def __init__(self):
+        self.seen = []
 
-    def train(*callbacks):
-        SFTTrainer(
-            model=transformers.AutoModelForCausalLM.from_pretrained(
-                folder, attn_implementation="eager"
-            ),
-            processing_class=transformers.AutoTokenizer.from_pretrained(folder),
-            args=SFTConfig(
-                output_dir=str(tmp_path / "out"),
-                per_device_train_batch_size=2,
-                num_train_epochs=1,
-                report_to=[],
-                use_cpu=True,
-                bf16=False,
-                disable_tqdm=True,
-                logging_strategy="no",
-                save_strategy="no",
-                **options,
-            ),
-            train_dataset=datasets.Dataset.from_list(texts),
-            callbacks=list(callbacks),
-        ).train()
+    def on_train_begin(self, _args, _state, _control, model=None, **_):
+        model.register_forward_pre_hook(self._look, with_kwargs=True)
 
-    callback, watch, spent, full = GreenTrainerCallback(rho=0.7, every=3), Watch(), Spent(), Spent()
-    train(callback, watch, spent)
-    assert [s.step for s in callback.selections] == list(range(0, len(watch.updated), 3))
-    for step, updated in enumerate(watch.updated):
-        assert updated == set(callback.selections[step // 3].names)
-    train(full)
-    # its fused head, a third of this model, runs again in its backward pass, which is not priced
-    assert sum(spent.flops) <= 0.8 * sum(full.flops)
+    def _look(self, model, _args, given):
+        if not model.training:
+            self.seen.append(given["labels"][:, 1:])
+
+
+@pytest.mark.parametrize("labelled", [range(0, N_SAMPLES, 4), [5]], ids=["some", "one"])
+def test_probes_are_samples_with_labels(tmp_path, labelled):
+    """Where an answer was cut away there is no gradient, so that all would be worth nothing."""
+    callback, probed = GreenTrainerCallback(rho=0.6, every=1, n_probes=2), Probed()
+    rows = data(set(range(N_SAMPLES)) - set(labelled))
+    # a lone label at a row's start is nobody's to predict
+    rows[1]["labels"] = [7, *[-100] * 9]
+    trainer_of(tmp_path, callback, watch=probed, rows=rows, num_train_epochs=1).train()
+    assert len(probed.seen) == 4 * len(callback.selections) == 4 * N_SAMPLES // ROWS
+    assert all((row_T != -100).any() for labels_BT in probed.seen for row_T in labels_BT)
+
+
+def test_data_without_any_label_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="None of the 16 training samples has a label"):
+        trainer_of(tmp_path, GreenTrainerCallback(rho=0.6), rows=data(range(N_SAMPLES))).train()

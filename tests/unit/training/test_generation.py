@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GenerationConfig
 
 from core.errors import InvalidInput
 from core.training.answers import evaluate_answers, generation_flops
@@ -63,7 +64,7 @@ def test_a_batch_answers_as_each_prompt_alone(model: Any, decoding: Decoding):
     assert all(text == text.strip() for text in alone)
 
 
-@pytest.mark.parametrize("model", ["llama", "t5", "deep_t5"], indirect=True)
+@pytest.mark.parametrize("model", ["llama", "gpt2", "t5", "deep_t5", "bart"], indirect=True)
 @MODES
 def test_answers_are_those_of_transformers_with_these_settings(model: Any, decoding: Decoding):
     model.eval()
@@ -83,6 +84,51 @@ def test_answers_are_those_of_transformers_with_these_settings(model: Any, decod
     start = 1 if model.config.is_encoder_decoder else prompt.shape[1]
     expected = " ".join(str(token) for token in output[0, start:].tolist() if token)
     assert generate(model, Tokens(), PROMPTS[:1], decoding).texts[0] == expected
+
+
+#: of other modes, other shapes of what comes back, other ends, other words
+OTHERWISE: list[dict[str, Any]] = [
+    *({"return_dict_in_generate": True}, {"output_scores": True}),
+    *({"num_return_sequences": 2, "do_sample": True}, {"temperature": 0.3, "do_sample": True}),
+    *({"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}, {"use_mtp": True}),
+    *({"penalty_alpha": 0.6, "top_k": 4}, {"dola_layers": "high"}),
+    *({"force_words_ids": [[5]]}, {"constraints": ["a"]}),
+    {"num_beam_groups": 2, "diversity_penalty": 0.5},
+    *({"stop_strings": ["a"]}, {"max_time": 1e-9}, {"max_length": 4}, {"min_length": 30}),
+    *({"no_repeat_ngram_size": 1}, {"guidance_scale": 3.0}, {"length_penalty": -9.0}),
+]
+
+
+@pytest.mark.parametrize("settings", OTHERWISE, ids=lambda settings: next(iter(settings)))
+@MODES
+def test_a_models_own_settings_do_not_change_how_it_is_asked(
+    settings: dict[str, Any], decoding: Decoding
+):
+    model = model_of("llama")
+    # an end token for minimum lengths to forbid
+    eos = int(generate(model, Tokens(), PROMPTS, decoding).texts[0].split()[3])
+    expected = generate(model, Tokens(eos), PROMPTS, decoding)
+    assert expected.n_tokens < 6 * len(PROMPTS)
+    # as they are read from a folder's generation_config.json
+    own = GenerationConfig.from_dict(model.generation_config.to_dict() | settings)
+    model.generation_config = own
+    assert generate(model, Tokens(eos), PROMPTS, decoding) == expected
+    assert model.generation_config is own
+
+
+@pytest.mark.parametrize("model", ["t5", "bart"], indirect=True)
+@MODES
+def test_what_a_vocabulary_asks_for_is_heeded(
+    model: Any, decoding: Decoding, monkeypatch: pytest.MonkeyPatch
+):
+    """NLLB's first token is the language that it answers in; Marian never says its padding."""
+    plain = generate(model, Tokens(), PROMPTS, decoding).texts
+    unsaid = int(plain[0].split()[0])
+    for name, value in {"forced_bos_token_id": 11, "bad_words_ids": [[unsaid]]}.items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    for text in generate(model, Tokens(), PROMPTS, decoding).texts:
+        assert text.split()[0] == "11"
+        assert str(unsaid) not in text.split()
 
 
 @pytest.mark.parametrize("model", ["llama"], indirect=True)
