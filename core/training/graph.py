@@ -207,7 +207,7 @@ def _again_in_training(shadow: nn.Module, batch: Mapping[str, Any], loss: Loss) 
     """`_again`, of a forward pass in training mode: dropout keeps its mask, for whose sake the
     product before it runs again. Leaves ``shadow`` in that mode.
     """
-    blocks = blocks_of(shadow)
+    blocks: list[Any] = list(blocks_of(shadow))
     shadow.train()
     for block in blocks:
         block.gradient_checkpointing = False  # transformers' own gate, which is now open
