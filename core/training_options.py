@@ -13,10 +13,10 @@ Schedule = Literal["linear", "cosine", "constant"]
 PrefixReuseChoice = Literal["auto", "on", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-#: an open ``n_epochs`` is as many passes as show the model about so many samples, within limits
+#: from so many examples on an open ``n_epochs`` is one pass, below it the most that it may be
 #: (docs/learning.md, "Samples seen again")
-_AUTO_SAMPLES = 600
-MOST_AUTO_EPOCHS = 8
+_ENOUGH_EXAMPLES = 200
+MOST_AUTO_EPOCHS = 2
 #: far above what trains anything; beyond float32's range training would be an overflow
 _RATE_LIMIT = 1e6
 WEIGHT_DECAY_MAX = 1e6
@@ -34,8 +34,8 @@ def is_number(value: object) -> bool:
 
 
 def auto_epochs(n_examples: int) -> int:
-    """Passes over so many examples where nobody says how many: 1 from 400 on."""
-    return min(max(round(_AUTO_SAMPLES / max(n_examples, 1)), 1), MOST_AUTO_EPOCHS)
+    """Passes over so many examples where nobody says how many."""
+    return 1 if n_examples >= _ENOUGH_EXAMPLES else MOST_AUTO_EPOCHS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,7 +88,7 @@ def run(
     ] = None,
     zone: Annotated[str | None, typer.Option(help="Grid zone, such as FR.")] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Default: 1 to 8, by the number of examples.")
+        int | None, typer.Option(help="Default: 1 from 200 examples on, 2 below.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default 4.")] = None,
     accumulation: Annotated[int, typer.Option(help="Batches to an optimiser step.")] = 1,
