@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Annotated
@@ -32,7 +33,7 @@ from api.views import checkpoint_out, cursor_list_of, event_out, job_out, list_o
 from core.carbon.signal import IntensitySignal
 from core.errors import InvalidInput, NotFound, SignalUnavailable
 from core.jobs import ids, service, store
-from core.jobs.records import JobRecord
+from core.jobs.records import Caller, JobRecord
 from core.settings import Settings
 from core.spec import JobSpec
 
@@ -110,37 +111,23 @@ def retrieve_job(job_id: str, caller: JobsCaller, session: Reader, held: Service
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(
-    job_id: str, caller: JobsCaller, session: Transaction, held: ServicesDep, now: Now
-) -> JobOut:
+def cancel_job(job_id: str, caller: JobsCaller, held: ServicesDep, now: Now) -> JobOut:
     """A running job shows ``running`` until its worker can write no more results."""
-    check_job_id(job_id)
-    record = service.cancel(session, tenant=caller.tenant, job_id=job_id, now=now)
-    return _full(session, record, held)
+    return _changed(service.cancel, job_id, caller, held, now)
 
 
 @router.post("/{job_id}/pause")
-def pause_job(
-    job_id: str, caller: JobsCaller, session: Transaction, held: ServicesDep, now: Now
-) -> JobOut:
-    check_job_id(job_id)
-    record = service.pause(session, tenant=caller.tenant, job_id=job_id, now=now)
-    return _full(session, record, held)
+def pause_job(job_id: str, caller: JobsCaller, held: ServicesDep, now: Now) -> JobOut:
+    return _changed(service.pause, job_id, caller, held, now)
 
 
 @router.post("/{job_id}/resume")
 def resume_job(
-    job_id: str,
-    caller: JobsCaller,
-    session: Transaction,
-    outbox: AfterCommit,
-    held: ServicesDep,
-    now: Now,
+    job_id: str, caller: JobsCaller, outbox: AfterCommit, held: ServicesDep, now: Now
 ) -> JobOut:
-    check_job_id(job_id)
-    record = service.resume(session, tenant=caller.tenant, job_id=job_id, now=now)
+    answer = _changed(service.resume, job_id, caller, held, now)
     outbox.nudge(job_id)
-    return _full(session, record, held)
+    return answer
 
 
 @router.get("/{job_id}/events")
@@ -175,6 +162,19 @@ def check_job_id(job_id: str) -> None:
     """Raises `NotFound` for what cannot be a job's id."""
     if not ids.is_id(ids.JOB, job_id):
         raise NotFound(f"No such fine-tuning job: {job_id[:64]}", param="fine_tuning_job_id")
+
+
+def _changed(
+    change: Callable[..., JobRecord], job_id: str, caller: Caller, held: Services, now: datetime
+) -> JobOut:
+    """The whole object, put together once the change is committed: a carbon provider that is asked
+    for it, and may be slow, must not keep the job's row from its worker.
+    """
+    check_job_id(job_id)
+    with held.database.transaction() as session:
+        record = change(session, tenant=caller.tenant, job_id=job_id, now=now)
+    with held.database.read() as session:
+        return _full(session, record, held)
 
 
 def _full(session: Session, record: JobRecord, held: Services) -> JobOut:
