@@ -63,7 +63,7 @@ BEFORE: Final = "before.json"
 
 
 def main() -> int:
-    arguments = asked()
+    arguments = parse_arguments()
     transformers.utils.logging.set_verbosity_error()
     folder = arguments.runs / _digest(arguments)
     flops = _cached(arguments.runs / f"flops-{torch.__version__}.json", measure_paper)
@@ -76,7 +76,8 @@ def main() -> int:
     return int(bool(failed))
 
 
-def asked() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
+    """Of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of data; none: train nothing")
     parser.add_argument("--model", default=DEMO_MODEL, help="id or folder")

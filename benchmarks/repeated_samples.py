@@ -1,12 +1,12 @@
-"""Peak rates where samples are seen several times: what rules for `rates` rest on.
+"""Samples seen several times: what the rules for peak rates and for open epochs rest on.
 
     python benchmarks/repeated_samples.py [--data FOLDER] [--samples 160] [--passes 3]
         [--seeds 0] [--only METHOD ...] [--parts 1 2 3]
 
 FOLDER holds train.jsonl and validation.jsonl (default: docstring pairs); the first ``--samples``
 of the former are seen ``--passes`` times in batches of 4. Every method runs at its own rate for
-one pass and at parts of it, with stored hidden states as a job uses them, and is judged in float32
-on the first 60 held-out examples after each pass.
+one pass and at parts of it, with stored hidden states as a job uses them, and is validated as a job
+is, on the first 60 held-out examples, after each pass.
 """
 
 from __future__ import annotations

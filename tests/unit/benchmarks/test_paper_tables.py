@@ -61,7 +61,7 @@ def _page(monkeypatch: pytest.MonkeyPatch, runs: Path, *asked: str, do: Sequence
     monkeypatch.setattr(sys, "argv", words)
     assert paper_tables.main() == 0
     for run in do:
-        paper_tables.run_one(paper_tables.asked(), run)
+        paper_tables.run_one(paper_tables.parse_arguments(), run)
     assert paper_tables.main() == 0
     return out.read_text()
 
