@@ -22,6 +22,7 @@ from worker.supervisor import Supervisor, Terms
 
 if TYPE_CHECKING:
     from core.training.hooks import Hook
+    from tests.integration.worker.desk import Desk
     from tests.integration.worker.planned import Make, Planned
 
 TENANT = "acme"
@@ -241,4 +242,16 @@ def make(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
     yield build
     for desk in desks:
         desk.database.dispose()
+    signals.signal(signals.SIGTERM, before)
+
+
+@pytest.fixture
+def desk(tmp_path: Path, tiny_model: Path) -> Iterator[Desk]:
+    """A training takes SIGTERM's handler: it is given back."""
+    from tests.integration.worker.desk import Desk
+
+    before = signals.getsignal(signals.SIGTERM)
+    desk = Desk(tmp_path, tiny_model)
+    yield desk
+    desk.database.dispose()
     signals.signal(signals.SIGTERM, before)

@@ -16,7 +16,7 @@ from core.jobs.records import Claim, CostRecord, JobRecord
 from core.objects.folders import get_folder
 from core.training.hooks import Hook, StepRecord
 from tests.integration.worker.conftest import TENANT
-from tests.integration.worker.test_runner import Desk
+from tests.integration.worker.desk import Desk
 from worker.calibration import Calibration
 from worker.hardware import hardware_and_device
 

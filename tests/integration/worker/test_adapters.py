@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,17 +13,10 @@ from core.jobs.lifecycle import Status
 from core.objects.folders import get_folder
 from core.spec import MethodOptions
 from tests.integration.worker.conftest import TENANT
-from tests.integration.worker.test_runner import Desk
+from tests.integration.worker.desk import Desk
 
 # PEFT asks transformers 5 for an attribute by its old name
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-
-@pytest.fixture
-def desk(tmp_path: Path, tiny_model: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path, tiny_model)
-    yield desk
-    desk.database.dispose()
 
 
 def _wish(method: str, **options: object) -> dict[str, object]:

@@ -29,8 +29,8 @@ from core.settings import Settings
 from core.spec import EvalOptions
 from core.training.hooks import Hook, StepRecord
 from tests.integration.worker.conftest import TENANT
+from tests.integration.worker.desk import Desk
 from tests.integration.worker.recomputed import G_PER_HOUR, GRID, numbers, recomputed
-from tests.integration.worker.test_runner import Desk
 from worker import runner
 from worker.hardware import hardware_and_device
 

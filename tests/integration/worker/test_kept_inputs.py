@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 
-import pytest
 from sqlalchemy import update
 
 from core.jobs import service
 from core.jobs.database import now
 from core.jobs.lifecycle import Status
 from core.jobs.tables import File
-from tests.integration.worker.test_runner import Desk
+from tests.integration.worker.desk import Desk
 from worker.tidying import tidy
-
-
-@pytest.fixture
-def desk(tmp_path: Path, tiny_model: Path) -> Iterator[Desk]:
-    before = signal.getsignal(signal.SIGTERM)
-    desk = Desk(tmp_path, tiny_model)
-    yield desk
-    desk.database.dispose()
-    signal.signal(signal.SIGTERM, before)
 
 
 def _expire_all(desk: Desk) -> None:

@@ -4,9 +4,8 @@ they are tried.
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from core.jobs import store
 from core.jobs.lifecycle import Status
 from core.jobs.records import Claim
 from tests.integration.worker.conftest import TENANT, Flaky, running
-from tests.integration.worker.test_runner import Desk
+from tests.integration.worker.desk import Desk
 from tests.integration.worker.test_supervisor import until
 from worker.reporter import Reporter
 from worker.runner import Training
@@ -33,15 +32,6 @@ LlamaForCausalLM.forward = forward
 from worker.__main__ import cli
 cli(["train-child", "--job", sys.argv[1], "--fence", sys.argv[2]])
 """
-
-
-@pytest.fixture
-def desk(tmp_path: Path, tiny_model: Path) -> Iterator[Desk]:
-    before = signal.getsignal(signal.SIGTERM)
-    desk = Desk(tmp_path, tiny_model)
-    yield desk
-    desk.database.dispose()
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
