@@ -23,6 +23,13 @@ _HEEDED_BY: Mapping[str, tuple[str, ...]] = {
     "green.options.n_virtual_tokens": ("prefix",),
     "green.options.merge": _ADAPTERS,
     "green.importance": ("green", "green_lora"),
+    # the others train the first block, too: nothing below it is left to be stored
+    "green.training.prefix_reuse": ("green", "green_lora", "last_k"),
+}
+#: option -> values that say what happens anyway, where it is ignored
+_HAPPENS_ANYWAY: Mapping[str, tuple[object, ...]] = {
+    "green.options.merge": (False,),
+    "green.training.prefix_reuse": ("auto", "off"),
 }
 #: heeded by the methods that follow rho: they select again
 _INTERVAL = "green.training.selection_interval"
@@ -32,8 +39,9 @@ def refuse_ignored(green: GreenOptions, said: Mapping[str, Any]) -> None:
     """
     Args:
         green: what came of ``said``.
-        said: the request's ``green``, nested as there. None is not said, nor is a ``merge`` of
-            false or, of a method that costs what it costs, a ``rho`` of 1: that is what happens.
+        said: the request's ``green``, nested as there. None is not said, nor is what happens
+            anyway: a ``merge`` of false, a ``prefix_reuse`` other than on or, of a method that
+            costs what it costs, a ``rho`` of 1.
 
     Raises:
         InvalidInput: ``param`` is the first option that ``green.method`` ignores.
@@ -44,7 +52,9 @@ def refuse_ignored(green: GreenOptions, said: Mapping[str, Any]) -> None:
             f"got {said['rho']}.",
             param="green.rho",
         )
-    for path in _paths("green", said):
+    for path, value in _paths("green", said):
+        if value in _HAPPENS_ANYWAY.get(path, ()):
+            continue
         methods = _HEEDED_BY.get(path, (green.method,))
         if green.method in methods and (path != _INTERVAL or green.follows_rho):
             continue
@@ -64,10 +74,10 @@ def _chosen(green: GreenOptions) -> str:
     return f"green.method {green.method}{fixed}"
 
 
-def _paths(at: str, said: Mapping[str, Any]) -> Iterator[str]:
-    """Dotted, of all that has a value."""
+def _paths(at: str, said: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Dotted, with its value, of all that has one."""
     for name, value in said.items():
         if isinstance(value, Mapping):
             yield from _paths(f"{at}.{name}", value)
-        elif value is not None and not (name == "merge" and value is False):
-            yield f"{at}.{name}"
+        elif value is not None:
+            yield f"{at}.{name}", value

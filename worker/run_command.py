@@ -163,7 +163,7 @@ def run(
             gradient_checkpointing=gradient_checkpointing,
             early_stopping_patience=early_stopping_patience,
         )
-        said = {"selection_interval": selection_interval}
+        said = {"selection_interval": selection_interval, "prefix_reuse": prefix_reuse}
         refuse_ignored(green, {**named, "options": options, "training": said})
         exam = _given(
             metrics=None if eval_metrics is None else tuple(eval_metrics.split(",")),

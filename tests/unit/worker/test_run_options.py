@@ -31,6 +31,7 @@ HEEDED = [
     ("rho", 0.7, "--rho", RANKING | {"last_k"}),
     ("currency", "seconds", "--currency", {"green", "last_k"}),
     ("training.selection_interval", 0.5, "--selection-interval", RANKING | {"last_k"}),
+    ("training.prefix_reuse", "on", "--prefix-reuse", RANKING | {"last_k"}),
 ]
 EVERY_PAIR = [
     pytest.param(method, *rest, id=f"{method}-{rest[0]}") for rest in HEEDED for method in METHODS
@@ -106,6 +107,16 @@ def test_what_happens_anyway_may_be_said(run) -> None:
     post("full", rho=1, options={"merge": False, "r": None}, importance=None, currency="flops")
     plain = run("--method", "full", "--rho", "1", "--no-merge", "--currency", "flops")
     assert plain.param == "green.training.early_stopping_patience"
+    for word in ("auto", "off"):
+        post("lora", training={"prefix_reuse": word})
+        stored = run("--method", "lora", "--prefix-reuse", word)
+        assert stored.param == "green.training.early_stopping_patience"
+
+
+def test_a_fixed_number_of_blocks_may_store_what_is_below_them(run) -> None:
+    post("last_k", options={"k": 2}, training={"prefix_reuse": "on"})
+    told = run("--method", "last_k", "--k", "2", "--prefix-reuse", "on")
+    assert told.param == "green.training.early_stopping_patience"
 
 
 def test_other_mistakes_are_told_in_the_words_of_options(run) -> None:
