@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -230,29 +231,36 @@ def _parquet_rows(
     path: Path, columns: tuple[str, ...], _limits: DataLimits
 ) -> Iterator[Row | Problem]:
     # half a second that only readers of Parquet should pay
-    import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    try:
-        with pq.ParquetFile(path) as file:
-            _require_columns(path.name, file.schema_arrow.names, columns)
-            number = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list(columns)):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield Row(line=number, values=values)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataInvalid(f"{path.name} cannot be read as Parquet: {error}.") from error
+    with _parquet_damage_named(path.name), pq.ParquetFile(path) as file:
+        _require_columns(path.name, file.schema_arrow.names, columns)
+        number = 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=list(columns)):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(line=number, values=values)
 
 
 def _n_parquet_rows(stream: BinaryIO) -> int:
-    import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    try:
+    with _parquet_damage_named("The file"):
         return int(pq.ParquetFile(stream).metadata.num_rows)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataInvalid(f"The file cannot be read as Parquet: {error}.") from error
+
+
+@contextmanager
+def _parquet_damage_named(name: str) -> Iterator[None]:
+    """Arrow raises OSError for damaged content too; only a system's refusal has an ``errno``."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise DataInvalid(f"{name} cannot be read as Parquet: {reason}.") from error
 
 
 def _require_columns(file: str, found: list[str], columns: tuple[str, ...]) -> None:

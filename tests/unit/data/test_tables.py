@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
+import io
 import json
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.data.tables import Row, parse_columns, read_rows
+from core.data.tables import Row, check_table, parse_columns, read_rows
 from core.data.validation import DataLimits, Problem
 from core.errors import DataInvalid, InvalidInput
 
@@ -155,6 +158,38 @@ def test_files_as_a_whole(tmp_path: Path):
             read(written(tmp_path, "empty.csv", content), "a")
     with pytest.raises(DataInvalid, match="cannot be read as Parquet"):
         read(written(tmp_path, "torn.parquet", b"PAR1 and then nothing"), "a")
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip", "none"])
+def test_a_damaged_parquet_is_the_files_fault_not_the_disks(tmp_path: Path, compression: str):
+    """pyarrow says of damage what it says of a disk: OSError, which callers try again."""
+    whole = io.BytesIO()
+    table = pa.table({"a": [f"row {n} of many" * 3 for n in range(60)]})
+    pq.write_table(table, whole, compression=compression, row_group_size=20)
+    draw = random.Random(compression)
+    n_refused = 0
+    for _ in range(200):
+        damaged = bytearray(whole.getvalue())
+        damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        report = check_table(io.BytesIO(damaged), ".parquet")
+        try:
+            read(written(tmp_path, "rows.parquet", bytes(damaged)), "a")
+        except DataInvalid as error:
+            n_refused += 1
+            assert "\n" not in error.message
+            assert ".." not in error.message
+        else:
+            assert report.ok
+    assert n_refused > 10
+
+
+def test_a_disk_that_fails_is_not_the_files_fault():
+    class Failing(io.BytesIO):
+        def read(self, *_: object) -> bytes:
+            raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(OSError, match="Input/output error"):
+        check_table(Failing(b"PAR1" * 9), ".parquet")
 
 
 @pytest.mark.parametrize(
