@@ -167,7 +167,7 @@ def test_a_damaged_parquet_is_the_files_fault_not_the_disks(tmp_path: Path, comp
     table = pa.table({"a": [f"row {n} of many" * 3 for n in range(60)]})
     pq.write_table(table, whole, compression=compression, row_group_size=20)
     draw = random.Random(compression)
-    n_refused = 0
+    said = []
     for _ in range(200):
         damaged = bytearray(whole.getvalue())
         damaged[draw.randrange(len(damaged))] = draw.randrange(256)
@@ -175,12 +175,11 @@ def test_a_damaged_parquet_is_the_files_fault_not_the_disks(tmp_path: Path, comp
         try:
             read(written(tmp_path, "rows.parquet", bytes(damaged)), "a")
         except DataInvalid as error:
-            n_refused += 1
-            assert "\n" not in error.message
-            assert ".." not in error.message
+            said.append(error.message)
         else:
             assert report.ok
-    assert n_refused > 10
+    assert len(said) > 10
+    assert not [message for message in said if "\n" in message or ".." in message]
 
 
 def test_a_disk_that_fails_is_not_the_files_fault():
