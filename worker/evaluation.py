@@ -24,6 +24,7 @@ from core.training.generation import Decoding, decoding_named
 from core.training.hooks import EvaluationRecord, FitResult, Hook
 from core.training.models import LoadedModel, context_of
 from core.training.pricing import Price, price_steps
+from worker.whole_files import write_whole
 
 DEFAULT_METRICS: Final = ("rougeL",)
 DEFAULT_NEW_TOKENS: Final = 64
@@ -187,8 +188,10 @@ class EvaluationFile(Hook):
         return total_j
 
     def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else {}
+        found: dict[str, Any] = {}
+        if self._path.exists():
+            found = json.loads(self._path.read_text(encoding="utf-8"))
         return found
 
     def _write(self, kept: dict[str, Any]) -> None:
-        self._path.write_text(json.dumps(kept, indent=1, ensure_ascii=False))
+        write_whole(self._path, json.dumps(kept, indent=1, ensure_ascii=False))

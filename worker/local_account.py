@@ -17,6 +17,7 @@ from core.carbon.energy import EnergySample, MeteredEnergy, attribute
 from core.carbon.intensity import IntensitySignal
 from core.errors import GreentuneError
 from worker.local_folder import LocalFolder
+from worker.whole_files import append_whole, write_whole
 
 
 class Account:
@@ -107,8 +108,7 @@ class Account:
 
 
 def _append(path: Path, *rows: Any) -> None:
-    with path.open("a") as out:
-        out.writelines(json.dumps(asdict(row), default=str) + "\n" for row in rows)
+    append_whole(path, "".join(json.dumps(asdict(row), default=str) + "\n" for row in rows))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -118,7 +118,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole)
+        write_whole(path, whole)
     return [json.loads(line) for line in whole.splitlines()]
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from typing import Any, Final
 from core.errors import Conflict, StartRefused
 from core.spec import JobSpec
 from core.training.hooks import Hook, StartRecord, StepRecord, ValidationRecord
+from worker.whole_files import append_whole, write_whole
 
 COLUMNS: Final = (
     "step",
@@ -123,7 +125,7 @@ class LocalFolder:
         if found is None or not self._rho.exists():
             since = datetime.now(UTC).isoformat() if found is None else found["submitted_at"]
             written = {"spec": asked, "data_sha256": hashes, "submitted_at": since}
-            job.write_text(json.dumps(written, indent=1))
+            write_whole(job, json.dumps(written, indent=1))
             return datetime.fromisoformat(since)
         # options that came after the folder have their defaults
         if JobSpec.from_dict(found["spec"]).to_dict() != asked or found["data_sha256"] != hashes:
@@ -136,7 +138,7 @@ class LocalFolder:
     def settle_rho(self, decide: Callable[[], float]) -> float:
         """Decided once per job: a later attempt goes on with what the first one began with."""
         if not self._rho.exists():
-            self._rho.write_text(json.dumps(decide()))
+            write_whole(self._rho, json.dumps(decide()))
         return float(json.loads(self._rho.read_text()))
 
     @property
@@ -172,8 +174,9 @@ class MetricsFile(Hook):
             tokens=record.tokens,
             duration_s=record.duration_s,
         )
-        with self._path.open("a", newline="") as file:
-            _writer(file).writerow(row)
+        line = io.StringIO()
+        _writer(line).writerow(row)
+        append_whole(self._path, line.getvalue())
 
     def on_validation(self, record: ValidationRecord) -> None:
         self._row(record.step).update(
@@ -187,10 +190,11 @@ class MetricsFile(Hook):
         return self._rows.setdefault(step, {"step": step})
 
     def _rewrite(self) -> None:
-        with self._path.open("w", newline="") as file:
-            writer = _writer(file)
-            writer.writeheader()
-            writer.writerows(self._rows[step] for step in sorted(self._rows))
+        table = io.StringIO()
+        writer = _writer(table)
+        writer.writeheader()
+        writer.writerows(self._rows[step] for step in sorted(self._rows))
+        write_whole(self._path, table.getvalue())
 
 
 def _writer(file: Any) -> csv.DictWriter[str]:

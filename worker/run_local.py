@@ -47,6 +47,7 @@ from worker.local_folder import LocalFolder, MetricsFile
 from worker.overheads import OverheadHook
 from worker.prepare import Prepared, export, prepare, train
 from worker.room import RoomHook
+from worker.whole_files import write_whole
 
 _HISTORY = timedelta(days=7)
 
@@ -113,7 +114,7 @@ def run_local(spec: JobSpec, out: Path, settings: Settings, console: Console) ->
             return LocalResult(fit=result, folder=folder, emissions=None)
         # once more, with the export's own energy
         found = run.report(result)
-        folder.emissions.write_text(json.dumps(report.to_dict(found), indent=1))
+        write_whole(folder.emissions, json.dumps(report.to_dict(found), indent=1))
     return LocalResult(fit=result, folder=folder, emissions=found)
 
 

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from core.errors import Conflict, StartRefused
 from core.spec import JobSpec
+from core.training.hooks import StartRecord, StepRecord, ValidationRecord
+from tests.fixtures.full_disk import full_disk
 from worker.__main__ import main
-from worker.local_folder import LocalFolder
+from worker.local_folder import LocalFolder, MetricsFile
+
+
+def started(step: int) -> StartRecord:
+    return StartRecord(
+        step=step,
+        total_steps=40,
+        steps_per_epoch=10,
+        n_parameters=1,
+        method="green",
+        rho_min=0.4,
+        full_step_flops=1.0,
+        forward_step_flops=0.3,
+        device="cpu",
+        precision="float32",
+    )
+
+
+def stepped(step: int) -> StepRecord:
+    others = ("epoch", "token_accuracy", "learning_rate", "grad_norm", "rho", "duration_s")
+    flops = ("flops", "full_flops", "selection_flops", "evaluation_flops")
+    rest: dict[str, Any] = dict.fromkeys((*others, *flops), 1.0)
+    return StepRecord(step=step, total_steps=40, loss=step / 8, tokens=100 * step, **rest)
+
+
+def validated(step: int) -> ValidationRecord:
+    return ValidationRecord(
+        step=step, epoch=1.0, loss=2.5, token_accuracy=0.5, n_tokens=9, flops=1.0, duration_s=1.0
+    )
+
+
+def rows_of(path: Path) -> list[tuple[str, str, str]]:
+    with path.open(newline="") as file:
+        return [(row["step"], row["train_loss"], row["tokens"]) for row in csv.DictReader(file)]
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
@@ -50,6 +87,40 @@ def test_a_job_that_never_trained_may_be_mended_in_its_folder(tmp_path: Path):
     for text, seed in (("other data", 2), ("mended", 3)):
         with pytest.raises(Conflict, match="choose another --out"):
             begin(text, seed)
+
+
+def test_a_disk_that_fills_up_leaves_what_was_settled_or_nothing(tmp_path: Path):
+    data = tmp_path / "train.jsonl"
+    data.touch()
+    folder, spec = LocalFolder(path=tmp_path), JobSpec(model="m", training_file=str(data))
+    with full_disk(50):
+        folder.begin(spec, [data])
+    since = folder.begin(spec, [data])
+    with full_disk(1):
+        folder.settle_rho(lambda: 0.5)
+    assert folder.settle_rho(lambda: 0.75) == 0.75
+    assert folder.settle_rho(lambda: 0.5) == 0.75
+    assert folder.begin(spec, [data]) == since
+    assert {path.name for path in tmp_path.iterdir()} == {"train.jsonl", "job.json", "rho.json"}
+
+
+def test_a_disk_that_fills_up_costs_no_line_of_metrics(tmp_path: Path):
+    path = tmp_path / "metrics.csv"
+    first = MetricsFile(path)
+    first.on_start(started(0))
+    for step in range(1, 13):
+        first.on_step(stepped(step))
+    whole = rows_of(path)
+    with full_disk(60):
+        first.on_validation(validated(12))
+    assert rows_of(path) == whole
+    # of the line of step 13 its first digit and no more
+    with full_disk(path.stat().st_size + 1):
+        first.on_step(stepped(13))
+
+    again = MetricsFile(path)
+    again.on_start(started(12))
+    assert rows_of(path) == whole
 
 
 def test_output_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
