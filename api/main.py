@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -30,6 +31,9 @@ from core.settings import Settings
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {"model": ErrorOut, "description": "Refused, in OpenAI's error body."}
 }
+#: how long a request waits for a carbon provider: requests share a few threads, and a provider that
+#: is silent must not keep them all; its answer counts once it comes
+SIGNAL_PATIENCE = timedelta(seconds=5)
 # Job requests are small; metadata at its largest is under 10 KiB.
 MAX_JSON_BYTES = 1024**2
 
@@ -70,7 +74,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         settings.carbon_traces,
         speed=settings.carbon_trace_speed,
         anchor=settings.carbon_trace_anchor,
-        live=LiveOptions(**settings.carbon_access, store=SignalTexts(database)),
+        live=LiveOptions(
+            **settings.carbon_access, store=SignalTexts(database), patience=SIGNAL_PATIENCE
+        ),
     )
     _check_own_zone(settings, signal)
     app.state.services = Services(
