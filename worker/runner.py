@@ -37,6 +37,7 @@ from core.settings import Settings
 from core.spec import JobSpec
 from core.training.hooks import FitResult, Hook
 from worker.base import BaseFetcher
+from worker.begun import at_its_rate, hyperparameters_of
 from worker.calibration import Calibration, known_cost
 from worker.child import ChildExit
 from worker.delivery import Delivery, Trained
@@ -176,8 +177,9 @@ class Training:
             calibration, pilot = self._instruments(prepared, log)
             rho = self._rho(prepared) if pilot is None else pilot.begin()
             if not is_started:
-                self._start(prepared, rho)
+                self._start(hyperparameters_of(self._claim, prepared, rho))
                 is_started = True
+            prepared = at_its_rate(self._claim, prepared, rho)
             steered = [] if pilot is None else [pilot]
             room = RoomHook(None if prepared.training.batch_size == 1 else self._scribe.event)
             progress = ProgressHook(self._scribe, rho, self._claim.job.held_out)
@@ -332,16 +334,8 @@ class Training:
             lambda session, now: service.validated(session, claim.job_id, claim.fence, now=now)
         )
 
-    def _start(self, prepared: Prepared, rho: float) -> None:
-        claim, training = self._claim, prepared.training
-        assert training.n_epochs is not None
-        assert training.batch_size is not None
-        hyperparameters = Hyperparameters(
-            n_epochs=training.n_epochs,
-            batch_size=training.batch_size,
-            learning_rate=prepared.peak_learning_rate(rho),
-            learning_rate_multiplier=training.learning_rate_multiplier,
-        )
+    def _start(self, hyperparameters: Hyperparameters) -> None:
+        claim = self._claim
         self._reporter.call(
             lambda session, now: service.started(
                 session, claim.job_id, claim.fence, now=now, hyperparameters=hyperparameters

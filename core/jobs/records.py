@@ -97,12 +97,18 @@ class JobError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hyperparameters:
-    """What ``auto`` and unset options came to, known when training starts."""
+    """What ``auto`` and unset options came to, known when training first starts."""
 
     n_epochs: int
     batch_size: int
+    #: peak, ``learning_rate_multiplier`` included
     learning_rate: float
     learning_rate_multiplier: float | None = None
+    #: epochs; None: chosen with each selection
+    selection_interval: float | None = None
+    #: share of full fine-tuning's cost that ``learning_rate`` belongs to; None: written before this
+    #: was remembered
+    rho: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,13 +278,19 @@ class Claim:
 
     @property
     def spec(self) -> JobSpec:
-        """As asked, with the epochs that an earlier attempt began with where they were left open: a
-        rule that has changed since must not move the job's end.
+        """As asked, with what an earlier attempt began with where that was left open: a rule that
+        has changed since must neither move the job's end nor train its rest otherwise.
         """
         asked, began = self.job.spec, self.job.hyperparameters
         if began is None:
             return asked
-        return replace(asked, training=replace(asked.training, n_epochs=began.n_epochs))
+        training = replace(
+            asked.training,
+            n_epochs=began.n_epochs,
+            batch_size=began.batch_size,
+            selection_interval=asked.training.selection_interval or began.selection_interval,
+        )
+        return replace(asked, training=training)
 
     @property
     def attempt(self) -> int:
