@@ -1,4 +1,6 @@
-"""A training file on its way into the house: stored and checked, then registered by the route."""
+"""Bytes of a caller on their way into the house: stored and, of a training file, checked; then
+registered by the route.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,48 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from sqlalchemy.orm import Session
+
 from core.data.tables import TABLE_SUFFIXES, check_table
 from core.data.validation import DataLimits, ValidationReport, validate
-from core.jobs import ids
+from core.jobs import ids, service
+from core.jobs.database import Database
+from core.jobs.database import now as database_now
 from core.jobs.records import NewFile
-from core.objects.store import ObjectStore
+from core.objects.store import ObjectStore, StoredObject
+
+
+@contextmanager
+def stored_bytes(
+    database: Database, objects: ObjectStore, key: str, data: BinaryIO
+) -> Iterator[StoredObject]:
+    """Store ``data``; the object is deleted again where the block raises, or by a worker where this
+    process is killed before the block's transaction is committed. That calls `confirm`.
+
+    Raises:
+        StorageUnavailable: the object store cannot be used.
+    """
+    with database.transaction() as session:
+        service.announce_receipt(session, key, now=database_now(session))
+    try:
+        yield objects.put(key, data)
+    except Exception:
+        objects.delete(key)
+        raise
+
+
+def confirm(session: Session, key: str) -> None:
+    """The object has a row once ``session`` is committed.
+
+    Raises:
+        StorageUnavailable: it was so long on its way that it may be gone.
+    """
+    service.confirm_receipt(session, key, now=database_now(session))
 
 
 @contextmanager
 def stored_file(
+    database: Database,
     objects: ObjectStore,
     data: BinaryIO,
     *,
@@ -24,15 +59,10 @@ def stored_file(
     expires_at: datetime | None,
     max_line_bytes: int,
 ) -> Iterator[NewFile]:
-    """Store ``data`` and check it; the object is deleted again where the block raises.
-
-    Raises:
-        StorageUnavailable: the object store cannot be used.
-    """
+    """As `stored_bytes`, and check them."""
     file_id = ids.new_id(ids.FILE)
     key = f"files/{file_id}"
-    try:
-        stored = objects.put(key, data)
+    with stored_bytes(database, objects, key, data) as stored:
         data.seek(0)
         # one example at least; how many a job needs is the job's business
         limits = DataLimits(min_examples=1, max_line_bytes=max_line_bytes)
@@ -49,9 +79,6 @@ def stored_file(
             validation=report.to_dict(),
             expires_at=expires_at,
         )
-    except Exception:
-        objects.delete(key)
-        raise
 
 
 def _report(data: BinaryIO, filename: str, limits: DataLimits) -> ValidationReport:

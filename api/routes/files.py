@@ -11,12 +11,12 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from api.deps import AfterCommit, FilesCaller, Now, Objects, Reader, SettingsDep, Transaction
+from api.deps import AfterCommit, FilesCaller, Now, Objects, Reader, ServicesDep, Transaction
 from api.errors import error_body
 from api.idempotency import IdempotencyDep
 from api.ranges import Part, Unsatisfiable, part_of
 from api.schemas import CursorListOf, Deleted, ErrorOut, FileOut
-from api.stored_files import stored_file
+from api.stored_files import confirm, stored_file
 from api.uploads import Received, form_body
 from api.views import cursor_list_of, file_out
 from core.errors import InvalidInput, NotFound
@@ -48,8 +48,7 @@ def create_file(
     upload: Received,
     caller: FilesCaller,
     session: Transaction,
-    objects: Objects,
-    settings: SettingsDep,
+    held: ServicesDep,
     idempotency: IdempotencyDep,
     now: Now,
 ) -> Response:
@@ -58,23 +57,25 @@ def create_file(
     form is checked: what its columns must hold is for the job's ``green.task`` to say.
     """
     with stored_file(
-        objects,
+        held.database,
+        held.objects,
         upload.data,
         filename=upload.filename,
         expires_at=upload.expires_at(now),
-        max_line_bytes=settings.max_line_bytes,
+        max_line_bytes=held.settings.max_line_bytes,
     ) as file:
         # the slow part is over: only now does the session take its connection
         digest = upload.digest(file.sha256)
         earlier = idempotency.earlier_reply(session, digest, now)
         if earlier is not None:
-            objects.delete(file.object_key)
+            held.objects.delete(file.object_key)
             return earlier
+        confirm(session, file.object_key)
         record = service.create_file(
             session,
             tenant=caller.tenant,
             file=file,
-            most_bytes=settings.max_stored_bytes,
+            most_bytes=held.settings.max_stored_bytes,
             now=now,
         )
         return idempotency.remember(session, digest, file_out(record))

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Response
 from api.deps import FilesCaller, Now, ServicesDep, SettingsDep, Transaction
 from api.idempotency import BodyDigest, IdempotencyDep
 from api.schemas import CompleteUpload, CreateUpload, PartOut, UploadOut
-from api.stored_files import stored_file
+from api.stored_files import confirm, stored_bytes, stored_file
 from api.uploads import ReceivedPart, check_purpose, form_body
 from api.views import file_out, part_out, upload_out
 from core.errors import InvalidInput, NotFound, StorageUnavailable, TooLarge
@@ -84,8 +84,8 @@ def create_part(
         check_pending(store.get_upload(reader, caller.tenant, upload_id), now)
     part_id = ids.new_id(ids.PART)
     key = f"uploads/{upload_id}/{part_id}"
-    try:
-        stored = held.objects.put(key, data)
+    with stored_bytes(held.database, held.objects, key, data) as stored:
+        confirm(session, key)
         record = service.add_part(
             session,
             tenant=caller.tenant,
@@ -96,9 +96,6 @@ def create_part(
             most_bytes=held.settings.max_stored_bytes,
             now=now,
         )
-    except Exception:
-        held.objects.delete(key)
-        raise
     return part_out(record)
 
 
@@ -129,6 +126,7 @@ def complete_upload(
     with (
         _joined(held.objects, chosen, md5=request.md5) as data,
         stored_file(
+            held.database,
             held.objects,
             data,
             filename=upload.filename,
@@ -141,6 +139,7 @@ def complete_upload(
         if earlier is not None:
             held.objects.delete(file.object_key)
             return earlier
+        confirm(session, file.object_key)
         record, made = service.complete_upload(
             session, tenant=caller.tenant, upload_id=upload_id, file=file, now=now
         )

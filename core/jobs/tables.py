@@ -329,7 +329,8 @@ class Discarded(Base):
     #: an object's key, or the prefix of a folder
     key: Mapped[str] = mapped_column(String(512), primary_key=True)
     is_folder: Mapped[bool]
-    #: not to be removed before; NULL: not while the attempt that announced it goes on
+    #: not to be removed before: of what a caller sends, as long as that may take; NULL: not while
+    #: the attempt that announced it goes on
     due_at: Mapped[datetime | None] = mapped_column(index=True)
     #: whose attempt announced it; NULL: it had a row once
     job_id: Mapped[str | None] = mapped_column(_ID)

@@ -3,6 +3,7 @@
 ``customer``     what the API does for a caller: submit, cancel, pause, resume
 ``files``        training data and results
 ``uploads``      files that arrive in parts
+``receipts``     their objects, until they have a row
 ``checkpoints``  those that are of no more use, or not wanted any more
 ``models``       fine-tuned models, and checkpoints by their names
 ``quotas``       what one tenant may have
@@ -39,6 +40,7 @@ from core.jobs.service.files import create_file, delete_file
 from core.jobs.service.idempotency import begin_idempotent, finish_idempotent
 from core.jobs.service.models import delete_checkpoint, delete_model
 from core.jobs.service.quotas import check_room_for_bytes
+from core.jobs.service.receipts import announce_receipt, confirm_receipt
 from core.jobs.service.revisions import revise_energy
 from core.jobs.service.sweeper import sweep
 from core.jobs.service.uploads import add_part, cancel_upload, complete_upload, create_upload
@@ -59,6 +61,7 @@ from core.jobs.service.work import (
 __all__ = [
     "add_part",
     "announce_objects",
+    "announce_receipt",
     "append_event",
     "begin_idempotent",
     "cancel",
@@ -67,6 +70,7 @@ __all__ = [
     "check_room_for_bytes",
     "claim",
     "complete_upload",
+    "confirm_receipt",
     "create_file",
     "create_upload",
     "delete_checkpoint",

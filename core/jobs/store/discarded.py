@@ -2,8 +2,9 @@
 
 Not any more: `discard` is called in the transaction that takes their row away. Not yet: `announce`
 is called before an attempt stores their first byte, and `keep` in the transaction that writes their
-row; what is left of an attempt that is over falls due (`core.jobs.service.sweeper`). What is due
-`worker.tidying` removes, and then it is forgotten here.
+row; what is left of an attempt that is over falls due (`core.jobs.service.sweeper`). What a caller
+sends is discarded before its first byte, due much later than it takes to store, and `spare`d in the
+transaction that writes its row. What is due `worker.tidying` removes; then it is forgotten here.
 """
 
 from __future__ import annotations
@@ -68,6 +69,17 @@ def keep(session: Session, job_id: str, *, prefix: str, keys: Collection[str] = 
         delete(Discarded).where(Discarded.due_at.is_(None), Discarded.job_id == job_id, is_kept),
         execution_options=FRESH,
     )
+
+
+def spare(session: Session, key: str, *, due_after: datetime) -> bool:
+    """The object has a row now. False: it was due by ``due_after``, and may be gone."""
+    found = session.scalars(
+        delete(Discarded)
+        .where(Discarded.key == key, Discarded.due_at > due_after)
+        .returning(Discarded.key),
+        execution_options=FRESH,
+    )
+    return found.one_or_none() is not None
 
 
 def list_discarded(session: Session, *, now: datetime, limit: int) -> tuple[DiscardedRecord, ...]:
