@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from api.outbox import Outbox
 from api.queue import JobQueue
-from api.rates import RequestLimiter
+from api.rates import RequestLimiter, of_address
 from core.carbon.signal import IntensitySignal
 from core.errors import AuthenticationFailed, LimitExceeded, PermissionRefused
 from core.jobs import keys
@@ -100,16 +100,19 @@ def caller(
 
     Raises:
         AuthenticationFailed: no key, or not a valid one.
-        LimitExceeded: the key has no request left.
+        LimitExceeded: the key has no request left, or the address none without a valid key.
         PermissionRefused: the organization header names another tenant.
     """
-    if credentials is None or not credentials.credentials:
-        message = "No API key was sent. Send it as the header `Authorization: Bearer <key>`."
-        raise AuthenticationFailed(message, code="missing_api_key")
-    with held.database.read() as session:
-        found = keys.authenticate(session, credentials.credentials, now=held.clock())
-    if held.limiter is not None:
-        _count(request, held.limiter, found)
+    try:
+        found = _authenticated(held, credentials)
+    except AuthenticationFailed:
+        # after the key was looked at: those who share an address with a guesser are let in
+        host = None if request.client is None else request.client.host
+        unknown = "calls of a minute without a valid API key"
+        _count(request, held.limiter, of_address(host), who="This address", what=unknown)
+        raise
+    who = f"The API key {found.name!r}"
+    _count(request, held.limiter, found.key_id, who=who, what="requests of a minute")
     named = request.headers.get("openai-organization")
     if named and named != found.tenant:
         raise PermissionRefused(
@@ -119,15 +122,25 @@ def caller(
     return found
 
 
-def _count(request: Request, limiter: RequestLimiter, found: Caller) -> None:
-    allowance = limiter.take(found.key_id)
+def _authenticated(held: Services, credentials: HTTPAuthorizationCredentials | None) -> Caller:
+    if credentials is None or not credentials.credentials:
+        message = "No API key was sent. Send it as the header `Authorization: Bearer <key>`."
+        raise AuthenticationFailed(message, code="missing_api_key")
+    with held.database.read() as session:
+        return keys.authenticate(session, credentials.credentials, now=held.clock())
+
+
+def _count(
+    request: Request, limiter: RequestLimiter | None, holder: str, *, who: str, what: str
+) -> None:
+    allowance = None if limiter is None else limiter.take(holder)
     if allowance is None:
         return
     request.state.rate_headers = allowance.headers
     if allowance.wait_s:
         raise LimitExceeded(
-            f"The API key {found.name!r} has made its {allowance.per_minute} requests of a minute. "
-            f"Try again in {allowance.wait_s:.3g} seconds, as the header retry-after says."
+            f"{who} has made its {allowance.per_minute} {what}. Try again in "
+            f"{allowance.wait_s:.3g} seconds, as the header retry-after says."
         )
 
 

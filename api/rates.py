@@ -1,4 +1,5 @@
-"""Requests per minute of an API key, over all API processes: counted in the broker's Redis.
+"""Requests per minute of an API key, and of an address calls without a valid one, over all API
+processes: counted in the broker's Redis.
 
 A token bucket: it holds a minute's requests and fills evenly. All that is stored of it is the
 moment at which it will be full again (the generic cell rate algorithm of ITU-T I.371), by the
@@ -8,6 +9,7 @@ is let through.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import threading
 import time
@@ -25,6 +27,8 @@ REDIS_TIMEOUT_S = 0.5
 #: so long a Redis that is away is not asked again, or each request would wait for it
 RETRY_AFTER_S = 5.0
 _MINUTE_US = 60_000_000
+#: of IPv6 whoever has one address has this whole network of them (RFC 6177)
+_IPV6_PREFIX = 64
 
 # KEYS: the bucket. ARGV: microseconds that one request takes to come back, and a full bucket.
 # Returns microseconds until a request is granted (0: this one was) and until the bucket is full.
@@ -47,7 +51,7 @@ return {0, full_at - now}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """What a key has left, with this request."""
+    """What a key, or an address, has left with this request."""
 
     per_minute: int
     remaining: int
@@ -95,14 +99,16 @@ class RequestLimiter:
         #: None: Redis answers
         self._asked_again_at: float | None = None
 
-    def take(self, key_id: str) -> Allowance | None:
-        """One request of the key's. None: let through uncounted, as Redis is away."""
+    def take(self, holder: str) -> Allowance | None:
+        """One request of the holder's: a key's id, or `of_address`. None: let through uncounted, as
+        Redis is away.
+        """
         if not self._may_ask():
             return None
         full_us = self._each_us * self._per_minute
         try:
             wait_us, reset_us = self._take(
-                keys=[f"greentune:requests:{key_id}"], args=[self._each_us, full_us]
+                keys=[f"greentune:requests:{holder}"], args=[self._each_us, full_us]
             )
         except (redis.RedisError, OSError) as error:
             self._is_away(error)
@@ -143,6 +149,23 @@ class RequestLimiter:
             self._asked_again_at = None
         if is_news:
             logger.warning("the broker is back: requests are limited again")
+
+
+def of_address(host: str | None) -> str:
+    """The holder of a bucket that calls from ``host`` share; None: of a Unix socket."""
+    if host is None:
+        return "address:local"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a name that a proxy gave
+        return f"address:{host}"
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped
+        if inner is None:
+            network = ipaddress.ip_network((int(address), _IPV6_PREFIX), strict=False)
+            return f"address:{network.network_address}"
+        address = inner
+    return f"address:{address}"
 
 
 def _in_redis_words(broker_url: str) -> str:

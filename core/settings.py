@@ -103,7 +103,8 @@ class Settings(BaseSettings):
     max_active_jobs: int = Field(default=1000, ge=1)
     #: of one tenant: files, results too, and unfinished uploads
     max_stored_bytes: int = Field(default=100 * 1024**3, ge=1)
-    #: of one API key, all API processes together, counted in the broker's Redis; 0: no limit
+    #: of one API key, or without a valid one of one address; all API processes together, counted in
+    #: the broker's Redis; 0: no limit
     requests_per_minute: int = Field(default=600, ge=0, le=60_000)
 
     #: jobs that one worker process trains at a time

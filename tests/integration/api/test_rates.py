@@ -17,6 +17,7 @@ from api.broker import running_broker
 from api.main import create_app
 from api.rates import RETRY_AFTER_S, RequestLimiter
 from core.settings import Settings
+from tests.integration.api.dying_api import running_api
 
 LIMIT = "x-ratelimit-limit-requests"
 LEFT = "x-ratelimit-remaining-requests"
@@ -104,8 +105,59 @@ def test_what_needs_no_key_is_not_limited(get: Callable[..., httpx.Response]) ->
             answer = get(path)
             assert answer.status_code != 429
             assert LIMIT not in answer.headers
-    for key in (None, "gt-unknown"):
-        assert [get(key=key).status_code for _ in range(PER_MINUTE + 1)] == [401] * 3
+
+
+@pytest.mark.usefixtures("broker")
+def test_calls_without_a_valid_key_are_counted_by_address(
+    app: FastAPI, get: Callable[..., httpx.Response], new_key: Callable[..., str]
+) -> None:
+    first = get(key=None)
+    assert (first.status_code, first.headers[LIMIT], first.headers[LEFT]) == (401, "2", "1")
+    assert get(key="gt-unknown").status_code == 401
+    for guess in (None, "gt-unknown", new_key()[:-1] + "?"):
+        refused = get(key=guess)
+        assert refused.status_code == 429
+        error = refused.json()["error"]
+        assert (error["type"], error["code"]) == ("requests", "rate_limit_exceeded")
+        assert "2 calls of a minute without a valid API key" in error["message"]
+        assert (refused.headers[LIMIT], refused.headers[LEFT]) == ("2", "0")
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+    # valid ones of the same address have theirs, and other addresses have theirs
+    assert [get().status_code, get().status_code, get().status_code] == [200, 200, 429]
+    with TestClient(app, client=("192.0.2.7", 1)) as other:
+        assert get(key=None, by=other).headers[LEFT] == "1"
+
+
+@pytest.mark.usefixtures("broker")
+def test_who_has_a_network_of_addresses_has_one_count(
+    app: FastAPI, get: Callable[..., httpx.Response]
+) -> None:
+    def lefts(*hosts: str) -> list[str]:
+        clients = [TestClient(app, client=(host, 1)) for host in hosts]
+        return [get(key=None, by=client).headers[LEFT] for client in clients]
+
+    # of IPv6 a customer gets 2^64; an IPv4 address may come in IPv6's words
+    assert lefts("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1") == ["1", "0", "1"]
+    assert lefts("192.0.2.7", "::ffff:192.0.2.7", "::ffff:192.0.2.8") == ["1", "0", "1"]
+
+
+@pytest.mark.usefixtures("broker")
+@pytest.mark.parametrize(("trusted", "counted"), [("127.0.0.1", "1"), ("192.0.2.1", "0")])
+def test_a_proxy_that_is_trusted_says_whose_call_it_is(
+    settings: Settings, trusted: str, counted: str
+) -> None:
+    """The server's own setting; another's word is no address to count by."""
+    environment = {
+        "GREENTUNE_HOME": str(settings.home),
+        "GREENTUNE_REQUESTS_PER_MINUTE": str(PER_MINUTE),
+        "FORWARDED_ALLOW_IPS": trusted,
+    }
+    with running_api(environment) as url:
+        answers = [
+            httpx.get(f"{url}/models", headers={"x-forwarded-for": address})
+            for address in ("198.51.100.1", "198.51.100.2")
+        ]
+    assert [answer.headers[LEFT] for answer in answers] == ["1", counted]
 
 
 @pytest.mark.usefixtures("broker")
