@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from core.moments import LONGEST_SAID
+from core.training_options import RATE_MIN
 
 Auto = Literal["auto"]
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -64,7 +65,7 @@ class Request(BaseModel):
 
 class HyperparametersIn(Request):
     batch_size: Annotated[int, Field(ge=1, le=256)] | Auto | None = None
-    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Auto | None = None
+    learning_rate_multiplier: Annotated[float, Field(ge=RATE_MIN)] | Auto | None = None
     n_epochs: Annotated[int, Field(ge=1, le=50)] | Auto | None = None
 
 
@@ -83,10 +84,10 @@ class MethodIn(Request):
 class TrainingIn(Request):
     """``green.training``: what OpenAI's hyperparameters cannot say. Null: the server's rule.
 
-    Ranges are `core.training_options.TrainingOptions`'s own.
+    Other ranges are `core.training_options.TrainingOptions`'s own.
     """
 
-    learning_rate: float | None = None
+    learning_rate: Annotated[float, Field(ge=RATE_MIN)] | None = None
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
     loss_on: str | None = None

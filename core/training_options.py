@@ -19,6 +19,10 @@ _ENOUGH_EXAMPLES = 200
 MOST_AUTO_EPOCHS = 2
 #: far above what trains anything; beyond float32's range training would be an overflow
 _RATE_LIMIT = 1e6
+#: of rates and their multipliers that are asked for: below it no float32 weight moves, and the
+#: rate of a step becomes 0, by which a selection would divide. Not a rule of `TrainingOptions`:
+#: stored jobs that broke it must still be read
+RATE_MIN = 1e-12
 WEIGHT_DECAY_MAX = 1e6
 
 

@@ -20,7 +20,7 @@ from core.errors import InvalidInput, MissingParameter
 from core.ignored_options import refuse_ignored
 from core.settings import DEMO_MODEL, read_settings
 from core.spec import METHODS, EvalOptions, GreenOptions, JobSpec, MethodOptions, TaskOptions
-from core.training_options import TrainingOptions
+from core.training_options import RATE_MIN, TrainingOptions
 
 # ruff: noqa: PLC0415  see above
 
@@ -92,7 +92,9 @@ def run(
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Default 4.")] = None,
     accumulation: Annotated[int, typer.Option(help="Batches to an optimiser step.")] = 1,
-    learning_rate: Annotated[float | None, typer.Option(help="Default by method and rho.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=RATE_MIN, help="Default by method and rho.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
     max_input_tokens: Annotated[int | None, typer.Option(help="Older ones are cut.")] = None,
     max_output_tokens: Annotated[int | None, typer.Option(help="Later ones are cut.")] = None,

@@ -34,6 +34,7 @@ def test_metadata_carries_options_for_clients_without_extra_body(
         ("green.rho", "0.03", "rho_infeasible"),
         ("green.deadline", "2020-01-01T00:00:00Z", "deadline_unreachable"),
         ("green.deadlin", "x", "unknown_parameter"),
+        ("green.training.learning_rate", "5e-324", "invalid_value"),
     ):
         with pytest.raises(openai.BadRequestError) as caught:
             submit(metadata={key: text})
@@ -43,3 +44,16 @@ def test_metadata_carries_options_for_clients_without_extra_body(
     assert elsewhere.value.param == "suffix"
     body = {"model": "tiny", "training_file": file_id, "metadata": {"green.x": "1"}}
     assert http.post("/v1/fine_tuning/jobs", json=body).status_code == 401
+
+
+def test_a_rate_that_rounds_to_nothing_is_refused(client: openai.OpenAI, chat_lines: Lines) -> None:
+    """Such jobs were accepted, and failed in a division by the rate of a step, 0."""
+    file_id = client.files.create(file=chat_lines(12), purpose="fine-tune").id
+    submit = partial(client.fine_tuning.jobs.create, model="tiny", training_file=file_id)
+    with pytest.raises(openai.BadRequestError) as own:
+        submit(extra_body={"green": {"training": {"learning_rate": 1e-13}}})
+    assert own.value.param == "green.training.learning_rate"
+    with pytest.raises(openai.BadRequestError, match="greater than or equal to 0.000000000001") as scaled:
+        submit(hyperparameters={"learning_rate_multiplier": 5e-324})
+    assert scaled.value.param == "hyperparameters.learning_rate_multiplier"
+    assert scaled.value.code == "invalid_hyperparameter"
