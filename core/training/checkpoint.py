@@ -66,6 +66,10 @@ class TrainState:
     selected_at: int | None = None
     #: step of the next selection; None: written before this was remembered, or at none
     select_at: int | None = None
+    #: of hidden states that were stored: the station, and the steps done when the first was
+    #: (`core.training.step.Stored`); None: none were, or written before this was remembered
+    stored_boundary: int | None = None
+    stored_since: int | None = None
     #: factor of the last gradient clipping, 0..1
     clip: float = 1.0
     flops: float = 0.0

@@ -42,7 +42,15 @@ from core.training.prefix_layout import (
 )
 from core.training.prefix_store import RowStore
 from core.training.pricing import Price, Shape, price_blocks
-from core.training.step import IGNORED, Batch, LossStep, StepInputs, StepOutput, needs_mask
+from core.training.step import (
+    IGNORED,
+    Batch,
+    LossStep,
+    StepInputs,
+    StepOutput,
+    Stored,
+    needs_mask,
+)
 
 #: relative difference up to which logits with and without reuse count as the same computation:
 #: rows stored as computed, or rounded to eight bits
@@ -142,9 +150,10 @@ class ReusingStep(LossStep):
         self.store = RowStore(
             memory_bytes=reuse.memory_bytes, disk_bytes=reuse.disk_bytes, folder=reuse.folder
         )
-        #: station that rows are stored for, digest of the weights before it, and whether nothing
-        #: can have changed since they were compared
+        #: station that rows are stored for, steps done when the first was, digest of the weights
+        #: before it, and whether nothing can have changed since they were compared
         self._boundary = NOWHERE
+        self._since = 0
         self._fingerprint = b""
         self._is_verified = False
         self._can_cut: dict[int, bool] = {}
@@ -176,6 +185,17 @@ class ReusingStep(LossStep):
             output = super().__call__(inputs)
         return replace(output, saved_flops=self._skipped(boundary)(inputs.shape))
 
+    @property
+    def stored(self) -> Stored | None:
+        if self._boundary == NOWHERE or not self._is_verified:
+            return None  # what lies below is being trained
+        return Stored(boundary=self._boundary, since=self._since)
+
+    def take_up(self, stored: Stored) -> None:
+        """The weights before the boundary are those of ``stored``; what is trained may be above."""
+        if self._cuttable(stored.boundary) == stored.boundary:
+            self._begin(stored.boundary, since=stored.since)
+
     @torch.no_grad()
     def refill(self, _seen: Iterable[StepInputs]) -> float:
         """In the order and composition of the first time, for the same bits."""
@@ -200,10 +220,13 @@ class ReusingStep(LossStep):
         lowest = self._cuttable(lowest)
         if lowest == NOWHERE:
             return NOWHERE
-        self.store.clear()
-        self._boundary, self._fingerprint = lowest, self._digest(lowest)
-        self._is_verified = True
+        self._begin(lowest, since=self.at_step)
         return lowest
+
+    def _begin(self, boundary: int, *, since: int) -> None:
+        self.store.clear()
+        self._boundary, self._since = boundary, since
+        self._fingerprint, self._is_verified = self._digest(boundary), True
 
     def forget(self) -> None:
         """Begin anew: the next pass fills the store, at the boundary that it finds."""

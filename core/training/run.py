@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.probing import Probes, draw_probes
 from core.training.ranking import is_drop
+from core.training.refill import note_stored, refill
 from core.training.step import StepInputs, needs_mask
 from core.training.summary import (
     best_record,
@@ -208,6 +209,7 @@ class Run:
     def forward_backward(self) -> None:
         """Gradients of the mean loss over all label tokens of the step's micro-batches."""
         started_s = time.perf_counter()
+        self._step.at_step = self._state.step
         batches = self._step_inputs(self._state.step)
         n_labels = sum(inputs.n_labels for inputs in batches)
         loss_sum = torch.zeros((), device=self._model.device)
@@ -262,6 +264,7 @@ class Run:
 
     def validate(self) -> None:
         started_s = time.perf_counter()
+        self._step.at_step = self._state.step
         batches = [self._step.inputs(batch) for batch in self._job.validation]
         found = evaluate(self._step, batches)
         flops = sum(self._job.prices.forward(i.shape) for i in batches) - found.saved_flops
@@ -297,6 +300,7 @@ class Run:
         """Save the state between two steps, tell, then delete what is too old."""
         if self._folder is None or self._checkpointed_at == self._state.step:
             return
+        note_stored(self._step, self._state)
         weights = {name: self._parameters[name] for name in self._state.ever_trained}
         moments = self._optimiser.state_tensors() if self._state.names else {}
         folder = save_checkpoint(
@@ -350,16 +354,9 @@ class Run:
         if self._state.names:
             self._train_only(self._state.names)
             self._optimiser.load_state_tensors(checkpoint.optimizer)
-            self._state.flops += self._step.refill(self._seen_since_selection())
+            refill(self._job, self._step, self._state, is_done=self.is_done)
         restore_random_state(checkpoint.random)
         self._checkpointed_at = self._state.step
-
-    def _seen_since_selection(self) -> Iterator[StepInputs]:
-        """What was seen since then, as far as it is not all for the second time."""
-        assert self._state.selected_at is not None, "tensors are selected"
-        all_seen = self._state.selected_at + 2 * self._job.steps_per_epoch
-        for step in range(self._state.selected_at, min(self._state.step, all_seen)):
-            yield from self._step_inputs(step)
 
     def _train_only(self, names: tuple[str, ...]) -> None:
         self._best.cover(names)

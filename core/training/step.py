@@ -78,6 +78,16 @@ class StepOutput:
     saved_flops: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """What is kept of earlier batches: their hidden states at one station of the model
+    (`core.training.prefix_layout`), beginning with the step after ``since`` steps.
+    """
+
+    boundary: int
+    since: int
+
+
 class LossStep:
     """Turns batches into losses for one model.
 
@@ -89,6 +99,7 @@ class LossStep:
     Attributes:
         recomputes: blocks keep their input alone for the backward pass (`core.training.recompute`).
         runs_on_cpu: its kernels are the CPU's; a copy without data stands in for a model elsewhere.
+        at_step: steps done; what is kept remembers when it began.
 
     Raises:
         ModelUnsupported: the model has no output embeddings.
@@ -109,6 +120,7 @@ class LossStep:
         self._keeps_mask = keeps_mask or self._is_encoder_decoder
         self._autocast_dtype = autocast_dtype
         self.recomputes = False
+        self.at_step = 0
         self.runs_on_cpu = model.device.type == "cpu"
 
     def inputs(self, batch: Batch) -> StepInputs:
@@ -136,6 +148,14 @@ class LossStep:
             n_samples=len(labels),
             n_tokens=n_tokens,
         )
+
+    @property
+    def stored(self) -> Stored | None:
+        """What is kept of earlier batches. Nothing is here."""
+        return None
+
+    def take_up(self, _stored: Stored) -> None:
+        """Keep what an interrupted run kept, from its `refill` on. Nothing is kept here."""
 
     def refill(self, _seen: Iterable[StepInputs]) -> float:
         """Make ready again what was kept of the batches ``_seen`` before an interruption, without

@@ -195,6 +195,46 @@ def test_stopped_and_resumed_gives_the_same_bits(kind, tmp_path):
         assert resumed.flops > straight.flops  # what was lost was computed again, and is counted
 
 
+def test_rows_of_an_earlier_selection_are_there_again_after_a_stop(tmp_path):
+    """Their boundary, too: blocks between it and the new selection's keep their dropout."""
+    layout = find_layout(tiny_model("opt"))
+    above_all = [n for n, use in layout.first_use.items() if use == len(layout.stations) - 1]
+
+    def job():
+        script = Scripted([_upper("opt"), above_all, above_all])
+        return _job("opt", method=script, dropout=0.2, selection_interval=1.0)
+
+    straight, seen, expected = _run(job())
+    spent = [step.flops for step in seen.steps]
+    assert spent[3] - spent[2] < spent[1] - spent[0], "the second selection finds rows stored"
+    for stop in range(1, straight.total_steps):
+        folder, polls = tmp_path / str(stop), iter(range(100))
+        stopped = job()
+        _run(
+            stopped,
+            checkpoints=folder,
+            control=lambda polls=polls, stop=stop: (
+                Control.CHECKPOINT_AND_STOP if next(polls) == stop else Control.CONTINUE
+            ),
+        )
+        # selections that the interrupted run made are not asked for again
+        rest = dataclasses.replace(job(), method=stopped.method)
+        resumed, again, found = _run(rest, checkpoints=folder)
+        losses = [step.loss for step in seen.steps[stop:]]
+        assert [step.loss for step in again.steps] == losses, stop
+        assert [v.loss for v in again.validations] == [
+            v.loss for v in seen.validations if v.step > stop
+        ]
+        assert _distance(expected, found) == 0, stop
+        assert resumed.evaluation_flops >= straight.evaluation_flops
+
+
+def test_a_finished_run_is_not_refilled(tmp_path):
+    first, _, _ = _run(_job("llama"), checkpoints=tmp_path)
+    again, _, _ = _run(_job("llama"), checkpoints=tmp_path)
+    assert again == first
+
+
 @pytest.mark.parametrize("memory_bytes", [0, 1500])
 def test_rows_on_disk_give_the_same_bits_and_a_full_store_only_saves_less(memory_bytes, tmp_path):
     _, _, expected = _run(_job("llama", reuse=None, is_fixed=True))
