@@ -129,7 +129,7 @@ async def _on_greentune_error(_: Request, error: Exception) -> JSONResponse:
     return response_for(error)
 
 
-async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
     """Routing errors and the framework's own refusals; what we raised inside comes back out."""
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, GreentuneError):
@@ -137,6 +137,9 @@ async def _on_http_exception(_: Request, error: Exception) -> JSONResponse:
     code = _CODES_BY_STATUS.get(HTTPStatus(error.status_code), "invalid_value")
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     message = _UNREADABLE.get(type(error.__cause__), str(error.detail))
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        path = request.url.path[:_MAX_SHOWN_INPUT]
+        message = f"There is nothing at {path}. /docs lists all paths; none ends in a slash."
     body = error_body(message, kind=kind, code=code)
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 

@@ -68,6 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=version("greentune"),
         summary="Carbon-aware fine-tuning behind an OpenAI-compatible API.",
         lifespan=lifespan,
+        # a redirect's address has the scheme that this process sees, http behind a TLS proxy
+        redirect_slashes=False,
     )
     signal = open_signal(
         settings.carbon_signal,
@@ -131,6 +133,8 @@ def _open_objects(settings: Settings) -> ObjectStore:
 
 def _body_limit(settings: Settings) -> Callable[[str], int]:
     def limit(path: str) -> int:
+        # a slash too many is answered with 404, not with the cap of other bodies
+        path = path.rstrip("/")
         if path == "/v1/files":
             return settings.max_file_bytes + FORM_OVERHEAD_BYTES
         if uploads.takes_a_part(path):

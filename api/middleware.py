@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import internal_error_response, response_for
@@ -43,6 +44,11 @@ class RequestIdentity:
 
         try:
             await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            # nobody is left to answer
+            logger.info(
+                "%s %s: the caller hung up (%s)", scope["method"], scope["path"], request_id
+            )
         except Exception:
             logger.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
             if started:

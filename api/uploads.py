@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, Any, BinaryIO
@@ -13,7 +12,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import FormData, UploadFile
 
 from api.deps import FilesCaller, ServicesDep, SettingsDep
-from core.errors import InvalidInput, MissingParameter, TooLarge
+from core.errors import InvalidInput, MissingParameter, TooLarge, UnknownParameter
 from core.jobs import service
 
 # What a multipart body may hold besides the file itself.
@@ -22,7 +21,7 @@ MAX_FILENAME_CHARS = 255
 MAX_PART_BYTES = 64 * 1024**2
 EXPIRES_MIN_S, EXPIRES_MAX_S = 3_600, 2_592_000
 _MAX_FIELD_BYTES = 4_096
-_EXPIRES = re.compile(r"expires_after\[(\w+)\]")
+_EXPIRES = {part: f"expires_after[{part}]" for part in ("anchor", "seconds")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +100,7 @@ ReceivedPart = Annotated[BinaryIO, Depends(received_part)]
 
 
 def _part(form: FormData) -> BinaryIO:
+    _refuse_unknown(form, {"data"})
     data = form.get("data")
     if not isinstance(data, UploadFile):
         raise MissingParameter(
@@ -115,7 +115,15 @@ def _part(form: FormData) -> BinaryIO:
     return data.file
 
 
+def _refuse_unknown(form: FormData, known: Collection[str]) -> None:
+    """Raises `UnknownParameter`: a misspelt expiry would keep a file for ever."""
+    for name in form:
+        if name not in known:
+            raise UnknownParameter(f"Unknown parameter: {name[:128]}.", param=name[:128])
+
+
 def _upload(form: FormData, max_file_bytes: int) -> Upload:
+    _refuse_unknown(form, {"file", "purpose", *_EXPIRES.values()})
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise MissingParameter(
@@ -149,7 +157,7 @@ def check_purpose(purpose: object) -> None:
 
 
 def _expires_after(form: FormData) -> timedelta | None:
-    given = {match[1]: form[key] for key in form if (match := _EXPIRES.fullmatch(key))}
+    given = {part: form[name] for part, name in _EXPIRES.items() if name in form}
     if not given:
         return None
     if given.get("anchor") != "created_at":

@@ -53,7 +53,7 @@ def test_a_rate_that_rounds_to_nothing_is_refused(client: openai.OpenAI, chat_li
     with pytest.raises(openai.BadRequestError) as own:
         submit(extra_body={"green": {"training": {"learning_rate": 1e-13}}})
     assert own.value.param == "green.training.learning_rate"
-    with pytest.raises(openai.BadRequestError, match="greater than or equal to 0.000000000001") as scaled:
+    with pytest.raises(openai.BadRequestError, match="greater than or equal to") as scaled:
         submit(hyperparameters={"learning_rate_multiplier": 5e-324})
     assert scaled.value.param == "hyperparameters.learning_rate_multiplier"
     assert scaled.value.code == "invalid_hyperparameter"
