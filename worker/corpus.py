@@ -39,7 +39,7 @@ class Corpus:
         """The reports of both files, which are sound.
 
         Raises:
-            DataInvalid: a file's first problem, with its line.
+            DataInvalid: a file's first problem, with its line; ``param`` says which file.
             InvalidInput: the task has no such field, or reads no such file.
         """
         first = self._report(self.training, self.limits, "Training file")
@@ -100,7 +100,8 @@ class Corpus:
         if self.task is None:
             return validate(path, limits=limits, name=name)
         table = self._table(path, limits)
-        return table.check(min_examples=limits.min_examples, name=name)
+        with self.named(path):
+            return table.check(min_examples=limits.min_examples, name=name)
 
     def _table(self, path: Path, limits: DataLimits) -> TaskData:
         assert self.task is not None, "only a task reads tables"

@@ -139,6 +139,10 @@ def parquet() -> bytes:
     return out.getvalue()
 
 
+def damaged(content: bytes, at: int) -> bytes:
+    return content[:at] + b"\xff" * 20 + content[at + 20 :]
+
+
 @pytest.mark.parametrize(
     ("model", "name", "content", "columns"),
     [
@@ -191,6 +195,14 @@ def test_a_column_that_is_not_there_fails_the_job_by_name(rest: Service) -> None
     assert "no column 'dialogue'; its columns are: abstract, tldr, year" in job.error.message
 
 
+def test_a_table_that_is_damaged_within_fails_the_job_at_once(rest: Service) -> None:
+    file = rest.upload("papers.parquet", damaged(parquet(), 6))
+    assert file.status == "processed", "its footer is whole"
+    job = rest.train(rest.submit(file.id, "BART", task={"name": "scitldr"}))
+    assert (job.status, job.error.param) == ("failed", "training_file")
+    assert "cannot be read as Parquet" in job.error.message
+
+
 def test_a_table_without_its_task_fails_the_job(rest: Service) -> None:
     job = rest.train(rest.submit(rest.upload("papers.csv", CSV.encode()).id, "BART"))
     assert job.status == "failed"
@@ -203,6 +215,7 @@ def test_a_table_without_its_task_fails_the_job(rest: Service) -> None:
         ("a.csv", b"x,y\n1,2\n1,2,3\n", "line 3: the row has 3 fields"),
         ("a.csv", b"x,y\n", "no rows"),
         ("a.parquet", b"no parquet at all", "cannot be read as Parquet"),
+        ("a.parquet", damaged(parquet(), len(parquet()) - 60), "cannot be read as Parquet"),
     ],
 )
 def test_a_broken_table_is_told_at_its_upload(
