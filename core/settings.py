@@ -38,6 +38,9 @@ PREFIXES = {
     "s3_endpoint": ("http://", "https://"),
 }
 
+#: a year: of no use to any setting, and still a duration that every clock can add
+LONGEST_S = 365 * 86_400.0
+
 DEMO_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
@@ -82,23 +85,23 @@ class Settings(BaseSettings):
     #: another address than the provider's own: a newer version, a mirror
     carbon_url: str | None = None
     #: so long a provider's last value stands in when it is away; then the zone's yearly average
-    carbon_staleness_s: float = Field(default=10_800.0, ge=0)
+    carbon_staleness_s: float = Field(default=10_800.0, ge=0, le=LONGEST_S)
     #: power usage effectiveness of the building: total energy over computing energy
     pue: float = Field(default=1.0, ge=1.0, allow_inf_nan=False)
     #: the hardware's own footprint (making, transport, disposal) over the hours that it is expected
     #: to serve; M of the SCI. None: not known, counted as 0 and said so
     embodied_g_per_hour: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    meter_interval_s: float = Field(default=5.0, gt=0)
+    meter_interval_s: float = Field(default=5.0, gt=0, le=LONGEST_S)
 
     #: models that jobs may name: hub ids, or ``name=/folder`` for a local copy
     models: Annotated[tuple[str, ...], NoDecode] = (DEMO_MODEL,)
     organization: str = "greentune"
 
-    max_file_bytes: int = 512 * 1024**2
+    max_file_bytes: int = Field(default=512 * 1024**2, ge=1)
     #: of a file that is sent in parts
     max_upload_bytes: int = Field(default=8 * 1024**3, ge=1)
-    max_line_bytes: int = 1024**2
-    min_examples: int = 10
+    max_line_bytes: int = Field(default=1024**2, ge=1)
+    min_examples: int = Field(default=10, ge=1)
     #: of one tenant, paused ones included: a loop gone wild must not fill the queue of all
     max_active_jobs: int = Field(default=1000, ge=1)
     #: of one tenant: files, results too, and unfinished uploads
@@ -110,9 +113,9 @@ class Settings(BaseSettings):
     #: jobs that one worker process trains at a time
     worker_slots: int = Field(default=1, ge=1)
     #: a worker that is silent for so long has lost its job
-    lease_s: float = Field(default=60.0, gt=0)
-    heartbeat_s: float = Field(default=5.0, gt=0)
-    sweep_every_s: float = Field(default=10.0, gt=0)
+    lease_s: float = Field(default=60.0, gt=0, le=LONGEST_S)
+    heartbeat_s: float = Field(default=5.0, gt=0, le=LONGEST_S)
+    sweep_every_s: float = Field(default=10.0, gt=0, le=LONGEST_S)
     #: attempts after which a job that keeps killing its workers fails
     max_attempts: int = Field(default=5, ge=1)
 

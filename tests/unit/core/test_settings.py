@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ from core.settings import Settings, read_settings
         ("MODELS", "=/folder", "must name a model"),
         ("PUE", "inf", "finite number"),
         ("PORT", "x", "valid integer"),
+        ("LEASE_S", "inf", "less than or equal to"),
+        ("CARBON_STALENESS_S", "1e300", "less than or equal to"),
+        ("METER_INTERVAL_S", "inf", "less than or equal to"),
+        ("MAX_FILE_BYTES", "-1", "greater than or equal to 1"),
+        ("MAX_LINE_BYTES", "0", "greater than or equal to 1"),
+        ("MIN_EXAMPLES", "0", "greater than or equal to 1"),
     ],
 )
 def test_a_wrong_setting_is_named(
@@ -65,3 +72,15 @@ def test_what_is_right_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_the_defaults_are_right() -> None:
     assert Settings(home=Path("/h")).model_folders
+
+
+def test_every_setting_is_in_the_table_of_the_docs() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "deployment.md").read_text()
+    told = set()
+    for row in re.findall(r"^\| (`GREENTUNE_[^|]*?) \|", page, flags=re.MULTILINE):
+        first, *others = re.findall(r"`(\w+)`", row)
+        told |= {first, *others}
+        # "`GREENTUNE_S3_ENDPOINT`, `_REGION`": up to some underscore the name is the first one's
+        parts = first.split("_")
+        told |= {"_".join(parts[:n]) + other for other in others for n in range(1, len(parts))}
+    assert {f"GREENTUNE_{name.upper()}" for name in Settings.model_fields} - told == set()
