@@ -27,6 +27,7 @@ from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.cache_utils import CacheLayerMixin
 
 from core.errors import InvalidInput
 from core.training.cpu_attention import CpuAttention
@@ -83,12 +84,12 @@ _OWN_TOKENS: Final = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One forward pass: ``rows`` of ``n_new`` tokens each, which look at ``n_seen`` (themselves
-    included, padding too) and at ``n_encoded`` of the encoder.
+    included, padding too; the mean over the layers) and at ``n_encoded`` of the encoder.
     """
 
     rows: int
     n_new: int
-    n_seen: int
+    n_seen: float
     n_encoded: int = 0
 
 
@@ -248,7 +249,7 @@ def _counted(model: Any, passes: list[Pass]) -> Iterator[None]:
             Pass(
                 rows=rows,
                 n_new=n_new,
-                n_seen=n_new + (cache.get_seq_length() if cache is not None else 0),
+                n_seen=_n_seen(cache, n_new),
                 n_encoded=encoder[0].shape[1] if encoder is not None else 0,
             )
         )
@@ -258,3 +259,17 @@ def _counted(model: Any, passes: list[Pass]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def _n_seen(cache: Any, n_new: int) -> float:
+    """Mean number of tokens that the layers' attention runs over: behind a sliding window a layer
+    keeps no more than that, which its part of the cache knows.
+    """
+    if cache is None:
+        return n_new
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    found = [
+        layer.get_mask_sizes(n_new)[0] for layer in layers if isinstance(layer, CacheLayerMixin)
+    ]
+    # layers that are made when they are first used have kept nothing yet
+    return sum(found) / len(found) if found else n_new

@@ -55,9 +55,10 @@ class Price:
     def __call__(self, shape: Shape) -> float:
         return float(_terms(shape, len(self.coefficients)) @ self.coefficients)
 
-    def cached(self, rows: int, n_new: int, n_seen: int, n_encoded: int = 0) -> float:
+    def cached(self, rows: int, n_new: int, n_seen: float, n_encoded: int = 0) -> float:
         """A forward pass of ``n_new`` tokens a row in front of a cache: they attend to ``n_seen``
-        (themselves included) and to ``n_encoded`` of an encoder; logits of the last one alone.
+        (themselves included; the layers' mean) and to ``n_encoded`` of an encoder; logits of the
+        last one alone.
         """
         own = self.coefficients[4:7] if n_encoded else self.coefficients[:2]
         grown = np.array([n_new, n_new * n_seen, n_new * n_encoded], np.float64) * rows

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig
 
@@ -170,12 +171,49 @@ def test_neither_mode_nor_chance_is_touched(model: Any):
 
 
 def test_flops_are_those_that_torch_counts(model: Any):
+    check_flops(model)
+
+
+def check_flops(model: Any) -> None:
     forward = price_steps(model).forward
     for decoding in (GREEDY, PAPER):
         with FlopCounterMode(display=False) as counter:
             generated = generate(model, Tokens(), PROMPTS, decoding)
         priced = generation_flops(model, generated, forward)
         assert priced == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+@pytest.mark.parametrize("window", [2, 4, 6, 9, 64])
+@pytest.mark.parametrize(
+    ("config", "more"),
+    [
+        (transformers.MistralConfig, {}),
+        # every second layer, and all but every sixth
+        (transformers.Gemma2Config, {"head_dim": 8}),
+        (transformers.Gemma3TextConfig, {"head_dim": 8}),
+        (transformers.Qwen2Config, {"use_sliding_window": True, "max_window_layers": 2}),
+    ],
+    ids=["mistral", "gemma2", "gemma3", "qwen2"],
+)
+def test_layers_behind_a_window_look_at_no_more_than_it(
+    config: Any, more: dict[str, Any], window: int
+):
+    settings = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "sliding_window": window,
+        "attn_implementation": "eager",
+    }
+    model = transformers.AutoModelForCausalLM.from_config(config(**settings | more))
+    check_flops(model)
 
 
 def test_an_evaluation_is_answers_scores_and_cost():
