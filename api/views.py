@@ -19,6 +19,7 @@ from api.schemas import (
     PartOut,
     UploadOut,
 )
+from core.jobs.lifecycle import Status
 from core.jobs.records import (
     CheckpointRecord,
     EventRecord,
@@ -114,8 +115,13 @@ def checkpoint_out(record: CheckpointRecord) -> CheckpointOut:
     )
 
 
-def job_out(record: JobRecord, green: Mapping[str, Any]) -> JobOut:
-    """``green`` is `api.green`'s block."""
+def job_out(
+    record: JobRecord, green: Mapping[str, Any], *, has_strict_status: bool = False
+) -> JobOut:
+    """``green`` is `api.green`'s block, whose state stays ``paused`` with a strict status."""
+    shown = record.status
+    if has_strict_status and shown is Status.PAUSED:
+        shown = Status.QUEUED
     hyperparameters = _hyperparameters(record)
     return JobOut(
         id=record.id,
@@ -127,7 +133,7 @@ def job_out(record: JobRecord, green: Mapping[str, Any]) -> JobOut:
         model=record.spec.model,
         organization_id=record.tenant,
         result_files=list(record.result_files),
-        status=record.status.value,
+        status=shown.value,
         trained_tokens=record.progress.trained_tokens if record.status.is_terminal else None,
         training_file=record.spec.training_file,
         validation_file=record.spec.validation_file,

@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     #: models that jobs may name: hub ids, or ``name=/folder`` for a local copy
     models: Annotated[tuple[str, ...], NoDecode] = (DEMO_MODEL,)
     organization: str = "greentune"
+    #: tell ``paused``, which is none of OpenAI's states, as ``queued``: for clients that refuse
+    #: values they do not know, and with one paused job could list none
+    strict_status: bool = False
 
     max_file_bytes: int = Field(default=512 * 1024**2, ge=1)
     #: of a file that is sent in parts

@@ -81,7 +81,7 @@ def create_job(
         now=now,
     )
     outbox.nudge(record.id)
-    answer = job_out(record, green_summary(record, pue=held.settings.pue))
+    answer = _short(record, held.settings)
     return idempotency.remember(session, body_digest, answer)
 
 
@@ -101,7 +101,7 @@ def list_jobs(
     page = store.list_jobs(
         session, caller.tenant, after=after, limit=limit, metadata=_metadata_filter(request)
     )
-    return list_of(page, lambda record: job_out(record, green_summary(record, pue=settings.pue)))
+    return list_of(page, lambda record: _short(record, settings))
 
 
 @router.get("/{job_id}")
@@ -180,7 +180,14 @@ def _changed(
 def _full(session: Session, record: JobRecord, held: Services) -> JobOut:
     """The whole object: with energy, emissions and attempts."""
     story = story_of(session, record, held, are_merged=True)
-    return job_out(record, green_out(record, story.attempts, story.report))
+    green = green_out(record, story.attempts, story.report)
+    return job_out(record, green, has_strict_status=held.settings.strict_status)
+
+
+def _short(record: JobRecord, settings: Settings) -> JobOut:
+    """What the job's own row tells."""
+    green = green_summary(record, pue=settings.pue)
+    return job_out(record, green, has_strict_status=settings.strict_status)
 
 
 def _check_references(spec: JobSpec) -> None:
