@@ -122,10 +122,10 @@ def response_for(error: GreentuneError) -> JSONResponse:
     return JSONResponse(body, status_code=answer.status, headers=dict(answer.headers))
 
 
-async def _on_greentune_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_greentune_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, GreentuneError)
     if not answer_for(error).shows_message:
-        logger.error("unexpected error in a request", exc_info=error)
+        _log(request, error)
     return response_for(error)
 
 
@@ -144,11 +144,16 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
-async def _on_os_error(_: Request, error: Exception) -> JSONResponse:
+async def _on_os_error(request: Request, error: Exception) -> JSONResponse:
     """A full or unwritable disk under an upload; other causes look the same to the caller."""
-    logger.error("input or output failed", exc_info=error)
+    _log(request, error)
     message = "The server could not store the request's data. Try again shortly."
     return response_for(Unavailable(message, code="storage_unavailable"))
+
+
+def _log(request: Request, error: Exception) -> None:
+    named = request.method, request.url.path, request.state.request_id
+    logger.error("%s %s failed (%s)", *named, exc_info=error)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:

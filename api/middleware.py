@@ -33,6 +33,8 @@ class RequestIdentity:
             await self.app(scope, receive, send)
             return
         request_id = f"req_{secrets.token_hex(12)}"
+        # handlers of errors name it in the log, where the answer sends people for the cause
+        scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
         async def send_with_id(message: Message) -> None:

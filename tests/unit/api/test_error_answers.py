@@ -91,6 +91,10 @@ def make_app() -> FastAPI:
     def broken() -> None:
         raise ZeroDivisionError("a secret")
 
+    @app.get("/v1/internal")
+    def internal() -> None:
+        raise GreentuneError("a secret")
+
     @app.get("/v1/full-disk")
     def full_disk() -> None:
         raise OSError(28, "No space left on device", "/secret/path")
@@ -169,9 +173,15 @@ def test_every_error_class_has_an_answer() -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["/v1/broken", "/v1/full-disk"])
-def test_faults_of_ours_tell_nothing(http: TestClient, path: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/broken", "/v1/full-disk", "/v1/internal"])
+def test_faults_of_ours_are_told_to_the_log_alone(
+    http: TestClient, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = http.get(path)
+    (logged,) = caplog.records
+    assert answer.headers["x-request-id"] in logged.message
+    assert logged.exc_info is not None
+    assert "secret" in str(logged.exc_info[1])
     assert answer.status_code in (500, 503)
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
