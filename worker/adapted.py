@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from core.errors import InvalidInput, ModelUnsupported
-from core.spec import ADAPTER_METHODS, JobSpec
+from core.spec import ADAPTER_METHODS, METHODS, JobSpec
 from core.training.adapters import add_adapters, base_name_of, is_adapted
 from core.training.models import LoadedModel
 from core.training.pricing import StepPrices, price_steps
@@ -39,17 +39,27 @@ def adapted(spec: JobSpec, loaded: LoadedModel) -> tuple[LoadedModel, StepPrices
     if method not in ADAPTER_METHODS:
         return loaded, plain
     _require_room(spec, loaded)
-    model = add_adapters(
-        loaded.model,
-        method,
-        spec.green.options,
-        base_name=spec.model,
-        seed=spec.seed,
-        recomputes=recomputes,
-    )
+    try:
+        model = add_adapters(
+            loaded.model,
+            method,
+            spec.green.options,
+            base_name=spec.model,
+            seed=spec.seed,
+            recomputes=recomputes,
+        )
+        prices = price_steps(model, recomputes=recomputes)
+    except ModelUnsupported as error:  # of the adapters: the model itself has its price
+        is_told = error.param == "green.method"
+        reason = "" if is_told else f"{spec.model} cannot be tuned by {method}: "
+        others = ", ".join(name for name in METHODS if name not in ADAPTER_METHODS)
+        raise ModelUnsupported(
+            f"{reason}{error.message.rstrip('.')}. Methods that train the model's own tensors can "
+            f"do it: {others}.",
+            param="green.method",
+        ) from error
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    prices = price_steps(model, recomputes=recomputes).against(plain, trained)
-    return dataclasses.replace(loaded, model=model), prices
+    return dataclasses.replace(loaded, model=model), prices.against(plain, trained)
 
 
 def _require_room(spec: JobSpec, loaded: LoadedModel) -> None:

@@ -5,10 +5,14 @@ PEFT's own table of architectures; every linear layer where asked, or where the 
 the architecture.
 ``green_lora``: on every linear layer, for the selector to choose from. ``prefix``: trained keys and
 values in front of every layer's own (Li and Liang, arXiv 2101.00190).
+
+The experts of a mixture, which transformers has in one tensor, and routers are no linear layers:
+they get no adapters.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator
@@ -19,7 +23,9 @@ from typing import Any, Final
 import peft
 import torch
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as TARGETS
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from safetensors import SafetensorError
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported
@@ -140,19 +146,59 @@ def n_virtual_tokens(model: Any) -> int:
 
 
 def _lora(model: Any, method: str, options: MethodOptions) -> peft.LoraConfig:
-    is_known = model.config.model_type in TARGETS
-    by_table = method == "lora" and options.target_modules == "default" and is_known
+    table = TARGETS.get(model.config.model_type)
+    by_table = method == "lora" and options.target_modules == "default" and table is not None
     config = peft.LoraConfig(
         task_type=_task(model),
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        # None: by PEFT's table
-        target_modules=None if by_table else "all-linear",
+        target_modules=table if by_table else "all-linear",
+        exclude_modules=_routers(model) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
+    if _reaches_experts(model, config):
+        found = {name.rpartition(".")[2] for name, _ in _linear(model)}
+        config.target_modules = {
+            name
+            for name in found
+            if not _reaches_experts(model, peft.LoraConfig(target_modules=[name]))
+        }
     replace_layers(config)
     return config
+
+
+def _linear(model: Any) -> Iterator[tuple[str, nn.Module]]:
+    """Linear layers and their names, but for the one that gives the logits."""
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not head:
+            yield name, module
+
+
+def _reaches_experts(model: Any, config: peft.LoraConfig) -> bool:
+    """Whether PEFT would read ``config`` as meaning the experts of a mixture too. Transformers has
+    them in one tensor, which is no layer that an adapter could go around: PEFT computes every
+    expert's change of weights in full at each pass, and the costs of that cannot be traced.
+    """
+    read = copy.deepcopy(config)
+    try:
+        convert_peft_config_for_transformers(read, model, None)
+    except ValueError:  # one of two projections that are one tensor now
+        return True
+    return bool(read.target_parameters)
+
+
+@torch.no_grad()
+def _routers(model: Any) -> list[str]:
+    """Linear layers whose forward gives more than a projection."""
+    return [
+        name
+        for name, layer in _linear(model)
+        if isinstance(layer, nn.Linear)
+        and type(layer).forward is not nn.Linear.forward
+        and not isinstance(layer(layer.weight.new_ones(1, layer.in_features)), torch.Tensor)
+    ]
 
 
 def _prefix(model: Any, options: MethodOptions) -> peft.PrefixTuningConfig:

@@ -134,7 +134,9 @@ def _loss_value(shadow: nn.Module, batch: Mapping[str, Any], loss: Loss) -> Tens
         value = loss(shadow, batch)
     except (RuntimeError, ValueError) as error:
         raise ModelUnsupported(
-            f"{type(shadow).__name__} cannot be traced without its weights: {error}", param="model"
+            f"{type(shadow).__name__} cannot be traced without its weights, which is how costs are "
+            f"found ({error}).",
+            param="model",
         ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise InvalidInput(
