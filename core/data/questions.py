@@ -47,7 +47,8 @@ def questions(
     ``context``.
 
     Raises:
-        DataInvalid: an example has no prompt, or the chat template refuses it.
+        DataInvalid: an example has no prompt, its reply is a call of a tool, or the chat template
+            refuses it.
         InvalidInput: no room for a prompt beside ``max_new_tokens``.
         ModelUnsupported: no chat template for chat examples.
     """
@@ -78,7 +79,7 @@ def questions(
                 else kept_of_prompt(ids, limit, bos)
             ]
         prompts.append(tuple(ids.tolist()))
-        references.append(example.references or (_reply(asked).strip(),))
+        references.append(example.references or (_reply(asked),))
     return Questions(prompts=tuple(prompts), references=tuple(references), n_cut=n_cut)
 
 
@@ -92,7 +93,12 @@ def _last_reply_only(example: Example) -> Example:
 
 
 def _reply(asked: Example) -> str:
-    return asked.messages[-1].content if asked.is_chat else asked.completion
+    if asked.is_chat and asked.messages[-1].tool_calls:
+        raise DataInvalid(
+            f"line {asked.line}: messages[{len(asked.messages) - 1}] is a call of a tool, and "
+            "answers are scored as texts; ask examples whose last trained reply is a text."
+        )
+    return (asked.messages[-1].content if asked.is_chat else asked.completion).strip()
 
 
 def _causal_ids(asked: Example, tokenizer: Tokenizer, bos: int | None) -> list[int]:

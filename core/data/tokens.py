@@ -25,6 +25,7 @@ from core.data.templates import (
     has_generation_marks,
     render_chat,
 )
+from core.data.tools import require_no_tools, require_tools_written
 from core.errors import DataInvalid, ModelUnsupported
 
 #: no loss is taken where a label is this (torch's cross_entropy ignores it)
@@ -115,7 +116,8 @@ def tokenize(
 
     Raises:
         DataInvalid: context_length_exceeded where a sample is longer than ``context`` tokens;
-            invalid_file_format where the template refuses a conversation or nothing is to learn.
+            invalid_file_format where the template refuses a conversation, or leaves out its tools,
+            or nothing is to learn.
         ModelUnsupported: no chat template, an unusable one, or not a fast tokenizer.
     """
     collector = _Collector(context, max_input_tokens, max_output_tokens)
@@ -151,7 +153,7 @@ def tokenize_pairs(
 
     Raises:
         DataInvalid: context_length_exceeded where input or reply is longer than ``context``;
-            invalid_file_format where an input has no token.
+            invalid_file_format where an input has no token, or an example has tools.
     """
     collector = _Collector(context, max_input_tokens, max_output_tokens, is_causal=False)
     eos = tokenizer.eos_token_id
@@ -267,6 +269,8 @@ def _encode_block(
     """Ids and trained mask of each example of ``block``, in order, by few tokenizer calls."""
     found: dict[int, _Encoded] = {}
     chats = [index for index, example in enumerate(block) if example.is_chat]
+    for index in chats:
+        require_tools_written(block[index], tokenizer)
     if marked:
         found.update((index, _encode_marked(block[index], tokenizer)) for index in chats)
     elif chats:
@@ -345,6 +349,7 @@ def _encode_completions(
 
 def pairs_of(example: Example) -> Iterator[tuple[str, str]]:
     """What an encoder-decoder model reads and should say: for each trained assistant message."""
+    require_no_tools(example)
     if not example.is_chat:
         yield example.prompt, example.completion
         return
