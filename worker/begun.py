@@ -1,29 +1,32 @@
 """What a job's first attempt made of the options that were left open, for the attempts after it.
 
 A release that was installed in between may have other rules. Epochs, batch size and interval are
-the claim's already (`core.jobs.records.Claim.spec`). The rule of rates is a function of the share
-that a selection trains, so one stored rate is not the whole of it: the rule as it is now is scaled
-until it gives what is stored. Where nothing has changed the factor is exactly 1.
+kept in the spec (`core.jobs.records.Hyperparameters.kept_in`). The rule of rates is a function of
+the share that a selection trains, so one stored rate is not the whole of it: the rule as it is now
+is scaled until it gives what is stored. Where nothing has changed the factor is exactly 1.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-from core.jobs.records import Claim, Hyperparameters
+from core.jobs.records import Hyperparameters
 from worker.prepare import Prepared
 
 
-def hyperparameters_of(claim: Claim, prepared: Prepared, rho: float) -> Hyperparameters:
-    """The first attempt's; this is the first: what ``prepared`` comes to.
+def hyperparameters_of(
+    began: Hyperparameters | None, prepared: Prepared, rho: float
+) -> Hyperparameters:
+    """What the first attempt came to.
 
     Args:
+        began: what the first attempt came to; None: this is the first.
         rho: share of full fine-tuning's cost that the attempt begins with.
     """
     training = prepared.training
     assert training.n_epochs is not None
     assert training.batch_size is not None
-    return claim.job.hyperparameters or Hyperparameters(
+    return began or Hyperparameters(
         n_epochs=training.n_epochs,
         batch_size=training.batch_size,
         learning_rate=prepared.peak_learning_rate(rho),
@@ -33,19 +36,18 @@ def hyperparameters_of(claim: Claim, prepared: Prepared, rho: float) -> Hyperpar
     )
 
 
-def at_its_rate(claim: Claim, prepared: Prepared, rho: float) -> Prepared:
+def at_its_rate(began: Hyperparameters | None, prepared: Prepared, rho: float) -> Prepared:
     """With the peak rates that the job began with. Of a job that began before its row knew the
     share that the rate belongs to, and that has a plan, the share is not known: it takes the rule.
 
     Args:
-        rho: as `hyperparameters_of`.
+        began, rho: as `hyperparameters_of`.
     """
-    began = claim.job.hyperparameters
     if began is None:
         return prepared
     share = began.rho
     if share is None:
-        if claim.spec.green.is_planned:
+        if prepared.spec.green.is_planned:
             return prepared
         share = rho  # decided once per job
     training = prepared.training

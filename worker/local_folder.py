@@ -4,6 +4,7 @@
 
     OUT/job.json          the spec, the data's hashes and when it was first asked for
     OUT/rho.json          the share of FLOPs, once it is decided
+    OUT/begun.json        epochs, batch size and rates that the first attempt began with
     OUT/energy.jsonl      metered energy with its intensity, all attempts
     OUT/attempts.jsonl    when each attempt began, and when and how it ended
     OUT/overheads.jsonl   times that went into something other than training steps
@@ -23,12 +24,13 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from core.errors import Conflict, StartRefused
+from core.jobs.records import Hyperparameters
 from core.spec import JobSpec
 from core.training.hooks import Hook, StartRecord, StepRecord, ValidationRecord
 from worker.whole_files import append_whole, write_whole
@@ -140,6 +142,23 @@ class LocalFolder:
         if not self._rho.exists():
             write_whole(self._rho, json.dumps(decide()))
         return float(json.loads(self._rho.read_text()))
+
+    @property
+    def began(self) -> Hyperparameters | None:
+        """What the first attempt made of open options; None: there was none, or one of a release
+        that did not write it down.
+        """
+        if not self._begun.exists():
+            return None
+        return Hyperparameters(**json.loads(self._begun.read_text()))
+
+    def begun(self, hyperparameters: Hyperparameters) -> None:
+        """Keep what the first attempt begins with, for those after it."""
+        write_whole(self._begun, json.dumps(asdict(hyperparameters)))
+
+    @property
+    def _begun(self) -> Path:
+        return self.path / "begun.json"
 
     @property
     def _rho(self) -> Path:

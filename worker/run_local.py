@@ -40,6 +40,7 @@ from core.training.hooks import (
     ValidationRecord,
 )
 from core.units import joules_to_wh
+from worker.begun import at_its_rate, hyperparameters_of
 from worker.evaluation import EvaluationFile, scores_line
 from worker.hardware import hardware_name
 from worker.local_account import Account
@@ -138,8 +139,13 @@ class _Run:
         meter = EnergyMeter(self.account.take, warn, interval_s=self.settings.meter_interval_s)
         with meter:
             self.console.print("Preparing: data, model and the price of every tensor")
-            prepared = _prepare(self.spec, self.folder, self.settings)
+            began = self.folder.began
+            spec = self.spec if began is None else began.kept_in(self.spec)
+            prepared = _prepare(spec, self.folder, self.settings)
             rho = self.folder.settle_rho(lambda: _decide_rho(prepared, self.grid, self.console))
+            if began is None:
+                self.folder.begun(hyperparameters_of(None, prepared, rho))
+            prepared = at_its_rate(began, prepared, rho)
             answers = EvaluationFile(self.folder.evaluation, prepared.exam)
             result = self._train(prepared, rho, [answers, overheads])
             if result.outcome == "finished":

@@ -168,7 +168,7 @@ class Training:
 
     def _work(self, scratch: Path, log: EnergyLog, overheads: OverheadHook) -> Trained:
         """Train, with smaller micro-batches if memory does not suffice, and store the result."""
-        spec = self._claim.spec
+        spec, began = self._claim.spec, self._claim.job.hyperparameters
         is_started = False
         while True:
             prepared = self._prepare(spec, scratch)
@@ -177,9 +177,9 @@ class Training:
             calibration, pilot = self._instruments(prepared, log)
             rho = self._rho(prepared) if pilot is None else pilot.begin()
             if not is_started:
-                self._start(hyperparameters_of(self._claim, prepared, rho))
+                self._start(hyperparameters_of(began, prepared, rho))
                 is_started = True
-            prepared = at_its_rate(self._claim, prepared, rho)
+            prepared = at_its_rate(began, prepared, rho)
             steered = [] if pilot is None else [pilot]
             room = RoomHook(None if prepared.training.batch_size == 1 else self._scribe.event)
             progress = ProgressHook(self._scribe, rho, self._claim.job.held_out)

@@ -110,6 +110,18 @@ class Hyperparameters:
     #: was remembered
     rho: float | None = None
 
+    def kept_in(self, asked: JobSpec) -> JobSpec:
+        """As asked, with what an earlier attempt began with where that was left open: a rule that
+        has changed since must neither move the job's end nor train its rest otherwise.
+        """
+        training = replace(
+            asked.training,
+            n_epochs=self.n_epochs,
+            batch_size=self.batch_size,
+            selection_interval=asked.training.selection_interval or self.selection_interval,
+        )
+        return replace(asked, training=training)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -278,19 +290,9 @@ class Claim:
 
     @property
     def spec(self) -> JobSpec:
-        """As asked, with what an earlier attempt began with where that was left open: a rule that
-        has changed since must neither move the job's end nor train its rest otherwise.
-        """
+        """As asked, and as the first attempt began (`Hyperparameters.kept_in`)."""
         asked, began = self.job.spec, self.job.hyperparameters
-        if began is None:
-            return asked
-        training = replace(
-            asked.training,
-            n_epochs=began.n_epochs,
-            batch_size=began.batch_size,
-            selection_interval=asked.training.selection_interval or began.selection_interval,
-        )
-        return replace(asked, training=training)
+        return asked if began is None else began.kept_in(asked)
 
     @property
     def attempt(self) -> int:
