@@ -165,6 +165,7 @@ class CheckpointHook(Hook):
 def _metrics_of(record: CheckpointRecord) -> dict[str, float]:
     values = {
         "train_loss": record.train_loss,
+        "train_mean_token_accuracy": record.train_token_accuracy,
         "valid_loss": record.validation_loss,
         "valid_mean_token_accuracy": record.validation_token_accuracy,
         "full_valid_loss": record.validation_loss,

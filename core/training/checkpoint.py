@@ -78,7 +78,9 @@ class TrainState:
     evaluation_flops: float = 0.0
     tokens: int = 0
     train_duration_s: float = 0.0
+    #: of the last step; the accuracy None where it was written before it was remembered
     train_loss: float | None = None
+    train_token_accuracy: float | None = None
     first_validation_loss: float | None = None
     validation_loss: float | None = None
     validation_token_accuracy: float | None = None

@@ -226,7 +226,9 @@ class CheckpointRecord:
     folder: Path
     #: at an epoch's or the job's end, as opposed to one taken against loss of work
     is_milestone: bool
+    #: of the last step's batch
     train_loss: float | None
+    train_token_accuracy: float | None
     #: of these weights; None: not validated, not evaluated at this step
     validation_loss: float | None
     validation_token_accuracy: float | None

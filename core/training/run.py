@@ -244,7 +244,7 @@ class Run:
             raise self._not_finite("gradient's norm", norm)
         state.step += 1
         state.clip = min(1.0, options.max_grad_norm / norm) if norm else 1.0
-        state.train_loss = done.loss
+        state.train_loss, state.train_token_accuracy = done.loss, done.token_accuracy
         state.tokens += done.n_tokens
         state.flops += sum(map(self._price, done.shapes)) - done.saved_flops
         state.full_flops += sum(map(self._job.prices.full, done.shapes))

@@ -143,6 +143,7 @@ def checkpoint_record(
         folder=folder,
         is_milestone=is_milestone,
         train_loss=state.train_loss,
+        train_token_accuracy=state.train_token_accuracy,
         validation_loss=state.loss_now,
         validation_token_accuracy=state.token_accuracy_now,
         scores=state.scores_now,

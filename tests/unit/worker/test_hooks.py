@@ -230,6 +230,7 @@ def _checkpoint():
         folder=Path("step-1"),
         is_milestone=False,
         train_loss=None,
+        train_token_accuracy=None,
         validation_loss=None,
         validation_token_accuracy=None,
     )

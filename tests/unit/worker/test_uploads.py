@@ -105,6 +105,7 @@ def saved(tmp_path: Path, step: int, *, is_milestone: bool = False) -> Checkpoin
         folder=folder,
         is_milestone=is_milestone,
         train_loss=1.0,
+        train_token_accuracy=None,
         validation_loss=float("nan"),
         validation_token_accuracy=None,
     )
