@@ -18,7 +18,7 @@ from core.data.hub import download
 from core.data.tables import TABLE_SUFFIXES
 from core.data.tasks import Task, TaskData, task_named
 from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
-from core.data.validation import DataLimits, ValidationReport, validate
+from core.data.validation import DataLimits, ValidationReport, overlap_warning, validate
 from core.errors import DataInvalid, InvalidInput, ModelUnsupported
 from core.spec import JobSpec
 from core.training.models import LoadedModel, hub_answers
@@ -86,6 +86,27 @@ class Corpus:
             return tokenize_pairs(examples, loaded.tokenizer, **limits)
         return tokenize(examples, loaded.tokenizer, loss_on=training.loss_on, **limits)
 
+    def remarks(
+        self,
+        reports: tuple[ValidationReport, ValidationReport | None],
+        tokens: tuple[TokenDataset, TokenDataset | None],
+    ) -> tuple[str, ...]:
+        """What is not refused in the two files, but the caller should know: a sentence each."""
+        found = []
+        names = ("Training file", "Validation file")
+        for name, report, data in zip(names, reports, tokens, strict=True):
+            found += [f"{name}: {warning}" for warning in (report.warnings if report else ())]
+            if data is not None and data.report.n_truncated:
+                found.append(
+                    f"{name}: {data.report.n_truncated} of {len(data)} samples are longer than "
+                    "max_input_tokens or max_output_tokens, and were cut."
+                )
+        # of a table equal lines say nothing: its header is one
+        if self.validation is not None and self.task is None:
+            overlap = overlap_warning(self.training, self.validation, limits=self.limits)
+            found += [] if overlap is None else [overlap.message]
+        return tuple(found)
+
     @contextmanager
     def named(self, path: Path) -> Iterator[None]:
         """What is found wrong with the data is of ``path``, one of the two files: say so."""
@@ -143,7 +164,7 @@ def corpus_of(spec: JobSpec, training: Path, validation: Path | None, limits: Da
     """
     if spec.task is None:
         for path in (training, validation):
-            if path is not None and path.suffix in TABLE_SUFFIXES:
+            if path is not None and path.suffix.lower() in TABLE_SUFFIXES:
                 raise InvalidInput(
                     f"{path.name} is a table; say which task it is for (green.task, or --task and "
                     "--columns).",

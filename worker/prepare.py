@@ -57,6 +57,8 @@ class Prepared:
     training_report: ValidationReport
     validation_report: ValidationReport | None
     prices: StepPrices
+    #: about the data, a sentence each, for the caller to know
+    remarks: tuple[str, ...]
     #: costs of the mean batch of the training data
     profile: FlopsProfile
     #: of the first epoch's batch that costs most
@@ -223,6 +225,7 @@ def prepare(
         validation_data=validation_data,
         training_report=reports[0],
         validation_report=reports[1],
+        remarks=corpus.remarks(reports, (train_data, validation_data)),
         prices=prices,
         profile=prices.mean_profile(shapes),
         largest=max(shapes, key=prices.forward),

@@ -142,6 +142,8 @@ class _Run:
             began = self.folder.began
             spec = self.spec if began is None else began.kept_in(self.spec)
             prepared = _prepare(spec, self.folder, self.settings)
+            for remark in prepared.remarks:
+                _warner(self.console)(remark)
             rho = self.folder.settle_rho(lambda: _decide_rho(prepared, self.grid, self.console))
             if began is None:
                 self.folder.begun(hyperparameters_of(None, prepared, rho))

@@ -174,6 +174,8 @@ class Training:
             prepared = self._prepare(spec, scratch)
             if not is_started:
                 self._validated()
+                for remark in prepared.remarks if began is None else ():
+                    self._scribe.event(remark, level="warn", data={"kind": "data"})
             calibration, pilot = self._instruments(prepared, log)
             rho = self._rho(prepared) if pilot is None else pilot.begin()
             if not is_started:
