@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import pickle
@@ -166,7 +167,7 @@ BROKEN = [
     (b'{"prompt": "a\0", "completion": "b"}', "", "nul_character"),
     (b'{"prompt": "a\\u0000", "completion": "b"}', "", "nul_character"),
     (b'{"prompt": "\xff", "completion": "b"}', "", "invalid_utf8"),
-    (GOOD.decode().encode("utf-16"), "", "nul_character"),
+    (GOOD.decode().encode("utf-16"), "", "not_jsonl"),
     (b"\xef\xbb\xbf" + GOOD, "", "byte_order_mark"),
     (b"[" * 100_000, "", "too_deep"),
     (b'{"prompt": ' + b"[" * 40 + b"]" * 40 + b"}", "", "too_deep"),
@@ -376,3 +377,20 @@ def test_no_json_raises_and_what_passes_can_be_read(tmp_path_factory, values: li
 def test_one_changed_byte_never_raises(at: int, byte: int):
     raw = GOOD[:at] + bytes([byte]) + GOOD[at + 1 :]
     well_formed(validate(io.BytesIO(raw), limits=ANY_COUNT), raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b"PAR1\x15\x04\x00\n\xff", "a Parquet table; name it .parquet"),
+        (b"PK\x03\x04\x14\x00\n\n", "a spreadsheet"),
+        (gzip.compress(b"{}\n"), "compressed by gzip"),
+        ('{"prompt": "a"}\n'.encode("utf-16"), "in UTF-16; save as UTF-8"),
+    ],
+)
+def test_another_kind_of_file_is_told_what_it_is(raw: bytes, said: str) -> None:
+    report = validate(io.BytesIO(raw), limits=DataLimits(min_examples=1))
+    (problem,) = report.problems
+    assert (problem.line, problem.code) == (1, "not_jsonl")
+    assert said in problem.message
+    assert not report.complete
