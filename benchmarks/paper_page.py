@@ -183,4 +183,4 @@ def _seconds_text(
     """Runs side by side say nothing of what a step takes."""
     if any(run["jobs"] > 1 for run in found):
         return f"{speeds[contender.label]:.3f}" if contender.label in speeds else ""
-    return mean_text(found, "step_s", ".3f")
+    return mean_text([run for run in found if run["step_s"] is not None], "step_s", ".3f")

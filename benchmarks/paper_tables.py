@@ -117,10 +117,12 @@ class StepClock(Hook):
     def on_step(self, record: StepRecord) -> None:
         self._done_s[record.step] = time.process_time()
 
-    def median_s(self, result: FitResult) -> float:
+    def median_s(self, result: FitResult) -> float | None:
+        """None: this process took less than two steps, being stopped and continued at their end."""
         if torch.cuda.is_available():
             return result.train_duration_s / result.step
-        return statistics.median(b - a for a, b in itertools.pairwise(self._done_s.values()))
+        taken_s = [b - a for a, b in itertools.pairwise(self._done_s.values())]
+        return statistics.median(taken_s) if taken_s else None
 
 
 def _run_missing(arguments: argparse.Namespace, folder: Path) -> list[Run]:

@@ -120,3 +120,20 @@ def test_a_share_that_is_not_feasible_says_what_would_be(
     rho_min = _found(runs)["green-0_36-seed0"]["rho_min"]
     assert rho_min > 0.36
     assert f"| green 0.36 | not feasible here, lowest {rho_min:.3f} |" in text
+
+
+def test_a_run_stopped_after_its_last_step_is_judged_by_the_next(
+    data: Path, runs: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "--model", str(tiny_model), "--data", str(data)
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paper_tables, "_judged", stop)
+        with pytest.raises(KeyboardInterrupt):
+            _page(monkeypatch, runs, *asked, do=[Run(FULL, 0)])
+    text = _page(monkeypatch, runs, *asked, do=[NOBODY, Run(FULL, 0)])
+    assert _found(runs)["full-seed0"]["step_s"] is None
+    assert "| full | 1 | 1.000 | 0.0000 |  | " in text
