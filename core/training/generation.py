@@ -30,6 +30,7 @@ from transformers import (
 from transformers.cache_utils import CacheLayerMixin
 
 from core.errors import InvalidInput
+from core.training.adapters import is_adapted, n_virtual_tokens
 from core.training.cpu_attention import CpuAttention
 
 
@@ -119,8 +120,9 @@ def generate(
     if not all(len(prompt) for prompt in prompts):
         raise InvalidInput("A model cannot answer an empty prompt.")
     was_training = model.training
-    # adapters wrap the model that answers
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = model.get_base_model() if is_adapted(model) else model
+    # adapters sit inside of the base model, a prefix is what PEFT's wrapper puts before the prompt
+    answerer = model if n_virtual_tokens(model) else base
     settings = _settings(base, tokenizer, decoding)
     model.eval()
     # prompts of like length share a batch
@@ -134,7 +136,7 @@ def generate(
         with _counted(base, passes), _set(base, settings), attention:
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                found = _answer(base, settings, [prompts[at] for at in part], decoding)
+                found = _answer(answerer, settings, [prompts[at] for at in part], decoding)
                 answers.update(zip(part, found, strict=True))
                 if model.config.is_encoder_decoder:
                     encoded.append((len(part), len(prompts[part[-1]])))

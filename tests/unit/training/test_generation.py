@@ -12,6 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig
 
 from core.errors import InvalidInput
+from core.spec import MethodOptions
+from core.training.adapters import add_adapters
 from core.training.answers import evaluate_answers, generation_flops
 from core.training.generation import Decoding, decoding_named, generate
 from core.training.pricing import price_steps
@@ -130,6 +132,25 @@ def test_what_a_vocabulary_asks_for_is_heeded(
     for text in generate(model, Tokens(), PROMPTS, decoding).texts:
         assert text.split()[0] == "11"
         assert str(unsaid) not in text.split()
+
+
+@MODES
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "t5", "bart"])
+@pytest.mark.parametrize("method", ["prefix", "lora"])
+def test_an_adapter_answers_too(kind: str, method: str, decoding: Decoding):
+    """As PEFT's own `generate` has it: a prefix is before the prompt, and no part of the model."""
+    alone = generate(model_of(kind), Tokens(), PROMPTS, decoding).texts
+    options = MethodOptions(n_virtual_tokens=4)
+    adapted = add_adapters(model_of(kind), method, options, base_name="tiny", seed=1)
+    with torch.no_grad():
+        for parameter in filter(lambda each: each.requires_grad, adapted.parameters()):
+            parameter.normal_(0, 2)
+    found = generate(adapted, Tokens(), PROMPTS, decoding).texts
+    assert found != alone
+    if decoding == GREEDY:
+        own = adapted.eval().generate(input_ids=torch.tensor([PROMPTS[0]]), max_new_tokens=6)
+        start = 1 if kind in PAIRS else len(PROMPTS[0])
+        assert found[0] == " ".join(str(token) for token in own[0, start:].tolist() if token)
 
 
 @pytest.mark.parametrize("model", ["llama"], indirect=True)
