@@ -8,36 +8,19 @@ listens on.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
 
 import uvicorn
 
 from api.main import create_app
-from core.objects.store import ObjectStore, StoredObject
-
-
-class Deadly:
-    def __init__(self, store: ObjectStore, pattern: str, moment: str) -> None:
-        self._store, self._pattern, self._moment = store, pattern, moment
-        self.get, self.delete = store.get, store.delete
-
-    def put(self, key: str, source: BinaryIO | Iterable[bytes]) -> StoredObject:
-        is_point = re.search(self._pattern, key) is not None
-        if is_point and self._moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        stored = self._store.put(key, source)
-        if is_point:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return stored
+from tests.fixtures.deadly_store import DeadlyStore
 
 
 @contextmanager
@@ -63,7 +46,7 @@ def running_api(
 def main(pattern: str, moment: str) -> None:
     app = create_app()
     held = app.state.services
-    app.state.services = replace(held, objects=Deadly(held.objects, pattern, moment))
+    app.state.services = replace(held, objects=DeadlyStore(held.objects, pattern, moment))
     with socket.create_server(("127.0.0.1", 0)) as listening:
         print(listening.getsockname()[1], flush=True)
         uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])

@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
 
 from core.jobs import service
 from core.jobs.database import open_database
 from core.jobs.records import Claim
-from core.objects.store import ObjectStore, StoredObject
 from core.settings import Settings
+from tests.fixtures.deadly_store import DeadlyStore
 from worker.reporter import Reporter
 from worker.runner import Training
 from worker.world import open_world
@@ -35,26 +31,6 @@ LEASE_S = 60.0
 def later(n_attempts: int) -> datetime:
     """When so many attempts have begun and lost their leases."""
     return BEGIN + timedelta(hours=2 * n_attempts)
-
-
-class Deadly:
-    """Storing an object that fits ``pattern`` kills the process, ``moment`` it is stored."""
-
-    def __init__(self, store: ObjectStore, pattern: str, moment: str) -> None:
-        self._store = store
-        self._pattern = pattern
-        self._moment = moment
-        self.get = store.get
-        self.delete = store.delete
-
-    def put(self, key: str, source: BinaryIO | Iterable[bytes]) -> StoredObject:
-        is_point = re.search(self._pattern, key) is not None
-        if is_point and self._moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        stored = self._store.put(key, source)
-        if is_point:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return stored
 
 
 def main(home: Path, model: str, database_url: str, job_id: str, points: list[list[str]]) -> None:
@@ -88,7 +64,7 @@ def _claim(database_url: str, job_id: str, now: datetime) -> Claim:
 
 def _attempt(claim: Claim, pattern: str, moment: str) -> None:
     world = open_world(Settings(), shares_host=True)
-    world = replace(world, objects=Deadly(world.objects, pattern, moment))
+    world = replace(world, objects=DeadlyStore(world.objects, pattern, moment))
     who = {"tenant": claim.tenant, "job_id": claim.job_id, "fence": claim.fence}
     with Reporter(world.database, **who, patience_s=5.0) as reporter:
         Training(claim, world, reporter).run()
