@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from core.carbon.intensity import WORLD, Factor, Intensity, IntensitySignal, Kind
+from core.carbon.intensity import WORLD, Factor, Intensity, IntensitySignal, Kind, normal_zone
 from core.carbon.live import LiveSignal
 from core.carbon.providers import electricity_maps, entsoe, great_britain, watttime
 from core.carbon.providers.port import Provider
@@ -60,6 +60,28 @@ class LiveOptions:
     on_trouble: Callable[[str], None] = lambda _: None
 
 
+class _AndWorld:
+    """A grid's signal that answers for the world too. No grid is the world's, so nobody is asked:
+    it is the yearly average, which jobs without a zone are accounted at whatever the signal.
+    """
+
+    def __init__(self, signal: IntensitySignal) -> None:
+        self._signal = signal
+        self._averages = StaticSignal()
+
+    def at(self, zone: str, moment: datetime) -> Intensity:
+        return self._of(zone).at(zone, moment)
+
+    def series(self, zone: str, start: datetime, end: datetime) -> tuple[Intensity, ...]:
+        return self._of(zone).series(zone, start, end)
+
+    def forecast(self, zone: str, now: datetime, end: datetime) -> tuple[Intensity, ...]:
+        return self._of(zone).forecast(zone, now, end)
+
+    def _of(self, zone: str) -> IntensitySignal:
+        return self._averages if normal_zone(zone) == WORLD else self._signal
+
+
 def open_signal(
     kind: str,
     traces: Path | None = None,
@@ -68,7 +90,8 @@ def open_signal(
     anchor: datetime | None = None,
     live: LiveOptions | None = None,
 ) -> IntensitySignal:
-    """The signal that the settings name. Opening one makes no request.
+    """The signal that the settings name; it knows `WORLD` beside its own zones. Opening one makes
+    no request.
 
     Args:
         kind: one of `SIGNALS`; "static" is yearly averages, offline.
@@ -86,15 +109,16 @@ def open_signal(
             raise InvalidInput(
                 "The trace signal needs a CSV file or a folder of them (GREENTUNE_CARBON_TRACES)."
             )
-        return TraceFiles(traces, speed=speed, anchor=anchor)
+        return _AndWorld(TraceFiles(traces, speed=speed, anchor=anchor))
     options = live or LiveOptions()
-    return LiveSignal(
+    live_signal = LiveSignal(
         _provider(kind, options),
         store=options.store,
         staleness=options.staleness,
         patience=options.patience,
         on_trouble=options.on_trouble,
     )
+    return _AndWorld(live_signal)
 
 
 def _provider(kind: str, options: LiveOptions) -> Provider:

@@ -295,6 +295,18 @@ def test_opening_makes_no_request_and_asks_for_credentials(server):
     assert server.seen == []
 
 
+@pytest.mark.parametrize("kind", ["electricity_maps", "watttime", "gb", "entsoe"])
+def test_the_world_is_its_yearly_average_and_no_provider_is_asked_for_it(kind, server):
+    """What a job without a zone is accounted at."""
+    options = LiveOptions(token="t", user="u", password="p", base_url=server.url)
+    signal = open_signal(kind, live=options)
+    expected = StaticSignal().series("WORLD", NOW, NOW + HOUR)
+    assert signal.series("WORLD", NOW, NOW + HOUR) == expected
+    assert signal.forecast("world", NOW, NOW + HOUR) == expected
+    assert signal.at("WORLD", NOW).value_g_per_kwh == expected[0].value_g_per_kwh
+    assert server.seen == []
+
+
 def test_estimates_are_asked_for_again_until_they_were_measured(server, waits):
     clock, troubles = Clock(NOW), []
     signal = live(server, waits, clock, troubles)

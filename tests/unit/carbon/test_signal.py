@@ -222,6 +222,16 @@ def test_accelerated_replay_runs_through_a_day_in_seconds(tmp_path):
     assert not math.isnan(first)
 
 
+def test_a_trace_of_some_grid_leaves_the_world_at_its_yearly_average(tmp_path):
+    """What a job without a zone is accounted at."""
+    write(tmp_path, "xx.csv", hourly(NOW, [100.0] * 24))
+    signal = open_signal("trace", tmp_path)
+    assert signal.series("WORLD", NOW, NOW + HOUR) == StaticSignal().series(
+        "WORLD", NOW, NOW + HOUR
+    )
+    assert signal.at("XX", NOW).value_g_per_kwh == 100
+
+
 def test_trace_files_are_read_again_when_they_change(tmp_path, caplog):
     start = datetime(2026, 3, 1, tzinfo=UTC)
     file = write(tmp_path, "xx.csv", hourly(start, [100.0] * 24))
