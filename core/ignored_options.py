@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from core.errors import InvalidInput
-from core.spec import GreenOptions
+from core.spec import RANKING_METHODS, STORING_METHODS, GreenOptions
 
 _ADAPTERS = ("lora", "green_lora")
 #: option -> the methods that heed it
@@ -22,9 +22,8 @@ _HEEDED_BY: Mapping[str, tuple[str, ...]] = {
     "green.options.target_modules": ("lora",),
     "green.options.n_virtual_tokens": ("prefix",),
     "green.options.merge": _ADAPTERS,
-    "green.importance": ("green", "green_lora"),
-    # the others train the first block, too: nothing below it is left to be stored
-    "green.training.prefix_reuse": ("green", "green_lora", "last_k"),
+    "green.importance": RANKING_METHODS,
+    "green.training.prefix_reuse": STORING_METHODS,
 }
 #: option -> values that say what happens anyway, where it is ignored
 _HAPPENS_ANYWAY: Mapping[str, tuple[object, ...]] = {

@@ -29,6 +29,10 @@ Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
 METHODS: tuple[str, ...] = get_args(Method)
 #: methods that train tensors added to the model, and leave its own as they are
 ADAPTER_METHODS: tuple[str, ...] = ("lora", "prefix", "green_lora")
+#: methods that rank what they may train by importance
+RANKING_METHODS: tuple[str, ...] = ("green", "green_lora")
+#: methods that may leave the first blocks as they are, so that hidden states can be stored
+STORING_METHODS: tuple[str, ...] = (*RANKING_METHODS, "last_k")
 ImportanceName = Literal["importance", "taylor", "random", "magnitude", "fisher"]
 Currency = Literal["flops", "seconds", "joules"]
 TargetModules = Literal["default", "all-linear"]
@@ -165,7 +169,7 @@ class GreenOptions:
             self._check_currency()
 
     def _check_efficient(self) -> None:
-        if self.method not in ("green", "green_lora"):
+        if self.method not in RANKING_METHODS:
             raise InvalidInput(
                 'green.rho "efficient" weighs what is worth training; green.method '
                 f'{self.method} does not: ask for "green" or "green_lora", or give a number.',
@@ -212,7 +216,7 @@ class GreenOptions:
     def follows_rho(self) -> bool:
         """Whether ``rho`` decides what is trained; the cost of the others is what it is."""
         is_open = self.method == "last_k" and self.options.k is None
-        return is_open or self.method in ("green", "green_lora")
+        return is_open or self.method in RANKING_METHODS
 
     @property
     def fixed_rho(self) -> float | None:

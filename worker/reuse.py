@@ -13,8 +13,9 @@ from typing import Any, Final
 import psutil
 
 from core.data.tokens import TokenDataset
+from core.spec import STORING_METHODS
 from core.training.interval import Spared
-from core.training.methods import Everything, Method
+from core.training.methods import Method
 from core.training.prefix import PrefixReuse
 from core.training_options import TrainingOptions
 
@@ -44,8 +45,7 @@ def prefix_reuse(
         folder: of the file that holds what memory does not; None: the system's own.
         spared: what stored rows spare; measured only where rows will be stored.
     """
-    is_never_stored = isinstance(method, Everything)  # it trains the first block, too
-    if training.prefix_reuse == "off" or is_never_stored:
+    if training.prefix_reuse == "off" or method.name not in STORING_METHODS:
         return None
     room = PrefixReuse(
         memory_bytes=psutil.virtual_memory().available // _SHARE,

@@ -15,7 +15,14 @@ from core.errors import (
     RhoInfeasible,
     UnsupportedMethod,
 )
-from core.spec import GreenOptions, JobSpec, MethodOptions
+from core.spec import (
+    METHODS,
+    RANKING_METHODS,
+    STORING_METHODS,
+    GreenOptions,
+    JobSpec,
+    MethodOptions,
+)
 from core.training.adapters import add_adapters, merged, tuned
 from core.training.blocks import blocks_from_the_loss
 from core.training.export import save_model
@@ -163,6 +170,18 @@ def test_green_lora_takes_whole_adapters_within_rho():
     with pytest.raises(RhoInfeasible) as caught:
         fit(_job("t5", "green_lora", rho=0.34))
     assert caught.value.rho_min == pytest.approx(job.method.rho_min(job.profile))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_the_spec_says_of_a_method_is_what_it_does(name):
+    method = method_named(name, OPTIONS)
+    profile = _prices("llama", name).mean_profile([(3, 12, 0, 12)])
+    alike = dict.fromkeys(profile.trainable, 1.0)
+    point = SelectionPoint(profile=profile, rho=0.6, measure_importance=lambda: alike)
+    leaves_some = set(method.choose(point).names) < set(profile.trainable)
+    assert leaves_some == (name in STORING_METHODS)
+    assert method.ranks == (name in RANKING_METHODS)
+    assert method.reselects == GreenOptions(method=name).follows_rho
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
