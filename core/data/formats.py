@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.data.lines import LineError, parse_json, read_lines
+from core.data.lines import LineError, parse_json, read_lines, too_long
 from core.data.schema import check_example, detect_format
 from core.data.validation import DataLimits, Problem
 from core.errors import DataInvalid
@@ -68,9 +68,7 @@ def read_examples(path: Path | str, *, limits: DataLimits | None = None) -> Iter
     with Path(path).open("rb") as stream:
         for line in read_lines(stream, limits.max_line_bytes):
             if line.raw is None:
-                raise DataInvalid(
-                    f"line {line.number}: the line is longer than {limits.max_line_bytes} bytes."
-                )
+                raise DataInvalid(f"line {line.number}: {too_long(limits.max_line_bytes)}")
             if line.raw and not line.raw.isspace():
                 yield _parse(line.number, line.raw, limits)
 
@@ -120,14 +118,9 @@ def _calls(raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if (legacy := raw.get("function_call")) is not None:
         calls.append({"id": "call_0", "type": "function", "function": legacy})
     for call in calls:
-        function = dict(call["function"])
-        try:
-            arguments = json.loads(function["arguments"])
-        except (ValueError, RecursionError):
-            arguments = None
-        if isinstance(arguments, dict):
-            function["arguments"] = arguments
-        yield {**call, "function": function}
+        # checked with the example: a JSON object
+        arguments = json.loads(call["function"]["arguments"])
+        yield {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def _tools(value: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,19 +1,35 @@
 """Lines of a JSONL file and the JSON on them, read with bounded memory and strict rules.
 
-JSON here is RFC 8259 read strictly: no NaN or Infinity, no key twice in one object, no lone
-surrogate, no NUL, nesting up to a limit. What Python's parser would let through is refused,
-because tokenizers and other readers of the same file would stumble over it or read it otherwise.
+JSON here is RFC 8259 read strictly: no NaN or Infinity, also not by way of a number that is too
+large, no key twice in one object, no lone surrogate, no NUL, nesting up to a limit. What Python's
+parser would let through is refused, because tokenizers and other readers of the same file would
+stumble over it or read it otherwise.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from json.scanner import make_scanner
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
+#: levels of lists and objects on one line
+MAX_DEPTH: Final = 32
 _SKIP_BYTES = 1 << 20
 _LF = ord("\n")
+#: first bytes -> what such a file is, and what to do
+_OTHER_KINDS: Final = {
+    b"PAR1": "a Parquet table; name it .parquet and say its task",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; save it as JSONL, or as CSV for a task",
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"\xff\xfe": "text in UTF-16; save as UTF-8",
+    b"\xfe\xff": "text in UTF-16; save as UTF-8",
+}
+#: JSON that goes on in the next line, or is a list of what should be lines
+_ARRAY = re.compile(rb"\s*\[\s*(\{|$)")
+_OPEN = re.compile(rb"\s*\{\s*$")
 
 
 class Line(NamedTuple):  # made for every line: three times as fast as a frozen dataclass
@@ -60,6 +76,30 @@ def _skip_line(source: BinaryIO) -> int:
     return n_bytes
 
 
+def too_long(max_line_bytes: int) -> str:
+    """What is said of a line whose ``raw`` is None."""
+    return (
+        f"the line is longer than {max_line_bytes} bytes; put one example on a line, ended by LF "
+        "or CRLF."
+    )
+
+
+def other_kind(first_line: bytes) -> str | None:
+    """What a file is whose first bytes say that it is no UTF-8 text, and what to do; else None."""
+    kinds = (kind for start, kind in _OTHER_KINDS.items() if first_line.startswith(start))
+    return next(kinds, None)
+
+
+def not_jsonl(first_line: bytes) -> str | None:
+    """Why a whole file is no JSONL, where its first line already shows it."""
+    kind = other_kind(first_line)
+    if kind is None and _ARRAY.match(first_line):
+        kind = "one JSON array; write each of its objects on a line of its own"
+    elif kind is None and _OPEN.match(first_line):
+        kind = "JSON over several lines; write each object on one line"
+    return None if kind is None else f"the file is no JSONL but {kind}."
+
+
 class _DuplicateKeyError(ValueError):
     pass
 
@@ -79,7 +119,16 @@ def _no_constant(name: str) -> NoReturn:
     raise LineError("invalid_json", f"{name} is not JSON; write null or a number.")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise LineError("invalid_json", f"the number {_clip(text)} is too large; write it as text.")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_no_constant, parse_float=_finite
+)
 _SCAN = make_scanner(_DECODER)  # type: ignore[arg-type]  # typeshed: wants itself
 
 
@@ -91,7 +140,7 @@ def parse_json(raw: bytes, max_depth: int) -> Any:
             too_deep.
     """
     if b"\0" in raw:
-        raise LineError("nul_character", "the line holds a NUL byte; is the file text?")
+        raise LineError("nul_character", "the line holds a NUL byte; save as UTF-8 text.")
     try:
         value = _decode(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -103,9 +152,7 @@ def parse_json(raw: bytes, max_depth: int) -> Any:
             "duplicate_key", f"the key {_clip(str(error))} stands twice in one object; keep one."
         ) from error
     except json.JSONDecodeError as error:
-        raise LineError(
-            "invalid_json", f"not valid JSON: {error.msg} at character {error.pos + 1}."
-        ) from error
+        raise LineError("invalid_json", f"not valid JSON: {_syntax(error)}.") from error
     except RecursionError as error:
         raise LineError("too_deep", _too_deep(max_depth)) from error
     except ValueError as error:  # an integer of thousands of digits
@@ -113,6 +160,16 @@ def parse_json(raw: bytes, max_depth: int) -> Any:
     if raw.count(b"{") + raw.count(b"[") > max_depth or b"\\u" in raw:
         _check_deeply(value, max_depth)
     return value
+
+
+def _syntax(error: json.JSONDecodeError) -> str:
+    before = error.doc[: error.pos].rstrip(" \t")
+    if error.msg == "Extra data" and before.endswith("\r"):
+        return "a carriage return stands alone; end lines with LF or CRLF"
+    if error.msg == "Expecting value" and not before:
+        return "a line must be one JSON object; a table is CSV with commas, in a file named .csv"
+    # two of Python's sentences end with "at" themselves
+    return f"{error.msg.removesuffix(' at')} at character {error.pos + 1}"
 
 
 def _decode(text: str) -> Any:

@@ -12,6 +12,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
+from core.data.lines import MAX_DEPTH, LineError, parse_json
+
 Format = Literal["chat", "completion"]
 #: reports one problem: path inside the example, code, sentence
 Report = Callable[[str, str, str], None]
@@ -183,7 +185,7 @@ def _check_content(message: dict[str, Any], path: str, report: Report) -> None:
 
 def _check_calls(message: dict[str, Any], path: str, report: Report) -> None:
     if (call := message.get("function_call")) is not None:
-        _check_function(call, f"{path}.function_call", report, "arguments")
+        _check_call(call, f"{path}.function_call", report)
     calls = message.get("tool_calls")
     if calls is None:
         return
@@ -198,17 +200,34 @@ def _check_calls(message: dict[str, Any], path: str, report: Report) -> None:
             continue
         if not isinstance(call.get("id"), str) or not call["id"]:
             report(f"{where}.id", "missing_field", f"{where}.id must be a non-empty string.")
-        _check_function(call.get("function"), f"{where}.function", report, "arguments")
+        _check_call(call.get("function"), f"{where}.function", report)
 
 
-def _check_function(function: object, path: str, report: Report, *more: str) -> None:
+def _check_call(call: object, path: str, report: Report) -> None:
+    """``call``: a function with arguments, which are JSON inside a JSON text."""
+    _check_function(call, path, report)
+    if not isinstance(call, dict):
+        return
+    text, at = call.get("arguments"), f"{path}.arguments"
+    if not isinstance(text, str):
+        report(at, "wrong_type", f"{at} must be a string; got {show(text)}.")
+        return
+    if not text.lstrip().startswith("{"):
+        report(at, "wrong_type", f"{at} must be a JSON object as text; got {show(text)}.")
+        return
+    try:
+        parse_json(text.encode(), MAX_DEPTH)
+    except LineError as error:
+        report(at, error.code, f"{at} must be a JSON object as text: {error.message}")
+
+
+def _check_function(function: object, path: str, report: Report) -> None:
     if not isinstance(function, dict):
         report(path, "wrong_type", f"{path} must be an object; got {show(function)}.")
         return
-    for key in ("name", *more):
-        if not isinstance(function.get(key), str) or (key == "name" and not function[key]):
-            at = f"{path}.{key}"
-            report(at, "wrong_type", f"{at} must be a string; got {show(function.get(key))}.")
+    name, at = function.get("name"), f"{path}.name"
+    if not isinstance(name, str) or not name:
+        report(at, "wrong_type", f"{at} must be a string; got {show(name)}.")
 
 
 def _check_tools(value: dict[str, Any], report: Report) -> None:

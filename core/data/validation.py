@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from core.data.lines import LineError, parse_json, read_lines
+from core.data.lines import MAX_DEPTH, LineError, not_jsonl, parse_json, read_lines, too_long
 from core.data.schema import Format, check_example, detect_format, unknown_keys
 from core.errors import DataInvalid
 
@@ -19,14 +19,6 @@ MAX_REPORTED: Final = 100
 # A file this broken is not the file that was meant; stopping bounds the time it can cost.
 MAX_COUNTED: Final = 10_000
 _DIGEST_BYTES: Final = 16
-#: first bytes -> what such a file is, and what to do
-_OTHER_KINDS: Final = {
-    b"PAR1": "a Parquet table; name it .parquet and say its task",
-    b"PK\x03\x04": "a ZIP archive or a spreadsheet; save it as JSONL, or as CSV for a task",
-    b"\x1f\x8b": "compressed by gzip; unpack it",
-    b"\xff\xfe": "text in UTF-16; save as UTF-8",
-    b"\xfe\xff": "text in UTF-16; save as UTF-8",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +28,7 @@ class DataLimits:
     min_examples: int = 10
     max_examples: int = 1_000_000
     max_line_bytes: int = 1024**2
-    max_depth: int = 32
+    max_depth: int = MAX_DEPTH
     #: examples among which repeated ones are found; 16-byte digests, about 100 bytes each
     max_tracked: int = 200_000
 
@@ -163,11 +155,6 @@ def _digest(raw: bytes) -> bytes:
     return hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).digest()
 
 
-def _other_kind(first_line: bytes) -> str | None:
-    kinds = (kind for start, kind in _OTHER_KINDS.items() if first_line.startswith(start))
-    return next(kinds, None)
-
-
 class _Check:
     """The state of one pass."""
 
@@ -194,13 +181,12 @@ class _Check:
         for line in read_lines(source, self.limits.max_line_bytes):
             self.line, raw, n_bytes = line
             self.n_bytes += n_bytes
-            if self.line == 1 and raw is not None and (kind := _other_kind(raw)) is not None:
-                self._report("", "not_jsonl", f"the file is no JSONL but {kind}.")
+            if self.line == 1 and raw is not None and (reason := not_jsonl(raw)) is not None:
+                self._report("", "not_jsonl", reason)
                 complete = False
                 break
             if raw is None:
-                limit = self.limits.max_line_bytes
-                self._report("", "line_too_long", f"the line is longer than {limit} bytes.")
+                self._report("", "line_too_long", too_long(self.limits.max_line_bytes))
                 self.n_lines += 1
             elif not raw or raw.isspace():
                 first_blank = first_blank or self.line

@@ -156,7 +156,9 @@ BROKEN = [
     (b'{"text": "a"}', "", "unknown_format"),
     (b"[1]", "", "wrong_type"),
     (b"null", "", "wrong_type"),
-    (b"{", "", "invalid_json"),
+    (b"{,", "", "invalid_json"),
+    (b"{", "", "not_jsonl"),
+    (b'{"prompt": "a", "completion": 1e999}', "", "invalid_json"),
     (GOOD + GOOD, "", "invalid_json"),
     (b'{"prompt": "a", "completion": NaN}', "", "invalid_json"),
     (b'{"prompt": "a", "completion": -Infinity}', "", "invalid_json"),
@@ -171,6 +173,23 @@ BROKEN = [
     (b"\xef\xbb\xbf" + GOOD, "", "byte_order_mark"),
     (b"[" * 100_000, "", "too_deep"),
     (b'{"prompt": ' + b"[" * 40 + b"]" * 40 + b"}", "", "too_deep"),
+]
+
+
+ARGUMENTS = "messages[1].tool_calls[0].function.arguments"
+BROKEN += [
+    (chat(USER, REPLY | {"tool_calls": [call(function={"name": "x", "arguments": text})]}), *said)
+    for text, *said in (
+        ("", ARGUMENTS, "wrong_type"),
+        ("[1]", ARGUMENTS, "wrong_type"),
+        ("{a: 1}", ARGUMENTS, "invalid_json"),
+        ('{"a": NaN}', ARGUMENTS, "invalid_json"),
+        ('{"a": -1e999}', ARGUMENTS, "invalid_json"),
+        ('{"a": "\\ud83d"}', ARGUMENTS, "invalid_json"),
+        ('{"a": "\\u0000"}', ARGUMENTS, "nul_character"),
+        ('{"a": 1, "a": 2}', ARGUMENTS, "duplicate_key"),
+        ('{"a":' * 500 + "1" + "}" * 500, ARGUMENTS, "too_deep"),
+    )
 ]
 
 
@@ -265,7 +284,7 @@ def test_a_line_without_end_is_not_read_into_memory():
 
 
 def test_a_hundred_problems_are_shown_and_all_are_counted():
-    report = check(*[b"{"] * 250)
+    report = check(*[b"{,"] * 250)
     assert (len(report.problems), report.n_problems) == (MAX_REPORTED, 250)
     assert [p.line for p in report.problems] == list(range(1, MAX_REPORTED + 1))
     assert report.complete
@@ -386,6 +405,9 @@ def test_one_changed_byte_never_raises(at: int, byte: int):
         (b"PK\x03\x04\x14\x00\n\n", "a spreadsheet"),
         (gzip.compress(b"{}\n"), "compressed by gzip"),
         ('{"prompt": "a"}\n'.encode("utf-16"), "in UTF-16; save as UTF-8"),
+        (json.dumps([{"prompt": "a"}]).encode(), "one JSON array; write each of its objects"),
+        (json.dumps([{"prompt": "a"}], indent=1).encode(), "one JSON array"),
+        (json.dumps({"prompt": "a"}, indent=1).encode(), "JSON over several lines"),
     ],
 )
 def test_another_kind_of_file_is_told_what_it_is(raw: bytes, said: str) -> None:
@@ -394,3 +416,18 @@ def test_another_kind_of_file_is_told_what_it_is(raw: bytes, said: str) -> None:
     assert (problem.line, problem.code) == (1, "not_jsonl")
     assert said in problem.message
     assert not report.complete
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (GOOD + b"\r" + GOOD + b"\r", "a carriage return stands alone; end lines with LF or CRLF"),
+        ((GOOD + b"\r") * 20_000, "put one example on a line, ended by LF or CRLF"),
+        (b"prompt\tcompletion\na\tb\n", "a table is CSV with commas, in a file named .csv"),
+        (b'{"prompt": "a\tb"}', "Invalid control character at character 14"),
+    ],
+)
+def test_what_does_not_parse_is_told_what_to_change(raw: bytes, said: str) -> None:
+    report = validate(io.BytesIO(raw), limits=ANY_COUNT)
+    assert report.problems[0].line == 1
+    assert said in report.problems[0].message
