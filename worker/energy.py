@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -49,8 +50,8 @@ class EnergyLog:
         #: of this attempt so far; grams without the building's share
         self.energy_j = 0.0
         self.emissions_g = 0.0
-        #: end of the last sample
-        self.until: datetime | None = None
+        #: on the monotonic clock: when the last samples came, which end then
+        self._taken_s: float | None = None
         #: of the last sample; 0 where its intensity is not known
         self.g_per_joule = 0.0
         job_id, fence = claim.job_id, claim.fence
@@ -58,13 +59,18 @@ class EnergyLog:
             lambda session, _now: service.record_attribution(session, job_id, fence, attribution)
         )
 
+    @property
+    def since_s(self) -> float:
+        """Seconds since the last sample; 0 before the first. Whatever the wall clock is set to."""
+        return 0.0 if self._taken_s is None else time.monotonic() - self._taken_s
+
     def take(self, samples: tuple[EnergySample, ...]) -> None:
         usable = [s for s in samples if math.isfinite(s.energy_j) and s.energy_j >= 0]
         if not usable:
             return
         start, end = min(s.started_at for s in usable), max(s.ended_at for s in usable)
         rows = [_record(row) for row in attribute(usable, self._slots(start, end))]
-        self._add(rows, end)
+        self._add(rows)
         job_id, fence = self._claim.job_id, self._claim.fence
 
         def write(session: Session, _now: datetime) -> None:
@@ -72,14 +78,14 @@ class EnergyLog:
 
         self._reporter.post(write)
 
-    def _add(self, rows: Sequence[EnergyRecord], end: datetime) -> None:
+    def _add(self, rows: Sequence[EnergyRecord]) -> None:
         self.energy_j += sum(row.energy_j for row in rows)
         self.emissions_g += sum(
             emissions_g(row.energy_j, row.intensity_g_per_kwh)
             for row in rows
             if row.intensity_g_per_kwh is not None
         )
-        self.until = end
+        self._taken_s = time.monotonic()
         self.g_per_joule = emissions_g(1.0, rows[-1].intensity_g_per_kwh or 0.0)
 
     def take_overhead(self, overhead: Overhead) -> None:

@@ -151,7 +151,7 @@ class Pilot(Hook):
         elif self._look_at is not None and now >= self._look_at:
             self._review(now, "forecast")
         else:
-            self._stop_if_spent(self._ledger(now))
+            self._stop_if_spent(self._ledger())
         if self._ending is not None:
             return Control.CHECKPOINT_AND_STOP
         return Control.CONTINUE if self._saves is None else Control.KEEP_BEST_AND_STOP
@@ -171,7 +171,7 @@ class Pilot(Hook):
             return None
         if result.step == 0:
             raise SetAside(self._failed(self._saves))
-        spent = self._purse.as_shown(self._ledger(self._clock()))
+        spent = self._purse.as_shown(self._ledger())
         kept = result.kept_step
         whose = "is kept as it is" if kept is None else f"has the weights of its best step, {kept}"
         self._scribe.event(
@@ -197,13 +197,13 @@ class Pilot(Hook):
         rho = RHO_REFERENCE if self._plan is None else self._plan.rho
         return min(max(rho, self._task.rho_min), 1.0)
 
-    def _ledger(self, now: datetime) -> Ledger:
-        return self._purse.ledger(now, self._rho_in_force)
+    def _ledger(self) -> Ledger:
+        return self._purse.ledger(self._rho_in_force)
 
     def _review(self, now: datetime, reason: str) -> None:
         """Plan anew, decide, and say what changed."""
         self._n_measured = self._calibration.count
-        spent = self._ledger(now)
+        spent = self._ledger()
         if self._stop_if_spent(spent):
             return
         drafting, cost = self._drafting, self._calibration.token_cost

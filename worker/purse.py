@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 from core.carbon.planner import Ledger
 from core.jobs.records import Claim
 from core.units import joules_to_wh
@@ -22,16 +20,15 @@ class Purse:
         self._calibration = calibration
         self._pue = pue
 
-    def ledger(self, now: datetime, rho: float) -> Ledger:
+    def ledger(self, rho: float) -> Ledger:
         """With what was used since the last sample, at the measured power of ``rho``: samples come
         every few seconds, and what lies between two of them is spent already.
         """
         before, log, token_cost = self._claim.job, self._log, self._calibration.token_cost
         energy_j = before.energy_j + log.energy_j
         emissions_g = before.emissions_g + log.emissions_g
-        if log.until is not None and token_cost.basis != "assumed":
-            since_s = max((now - log.until).total_seconds(), 0.0)
-            more_j = since_s * token_cost.cost.power_w(rho)
+        if token_cost.basis != "assumed":
+            more_j = log.since_s * token_cost.cost.power_w(rho)
             energy_j += more_j
             emissions_g += more_j * log.g_per_joule
         return Ledger(energy_j=energy_j, emissions_g=emissions_g * self._pue)

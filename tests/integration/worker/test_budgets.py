@@ -47,6 +47,19 @@ def test_a_spent_budget(make: Make, chat_lines: Callable[[int], bytes], on_budge
         assert (again.status, again.progress.step) == (Status.PAUSED, 3), "the budget is the job's"
 
 
+def test_a_clock_that_is_set_spends_nothing_of_a_budget(
+    make: Make, chat_lines: Callable[[int], bytes]
+) -> None:
+    """What was used since the meter's last sample is taken at the measured power, and the time
+    since then is not the wall clock's: an hour of it would be 100 Wh here.
+    """
+    desk = make("cccccc", step_s=3600)
+    desk.know_cost(s_per_token=0.01)
+    job_id = desk.submit(chat_lines(24), green={"energy_budget_wh": 20.0})
+    job = desk.carry_out(job_id)
+    assert (job.status, job.progress.step) == (Status.SUCCEEDED, 6)
+
+
 def test_a_model_that_a_budget_left_is_not_told_with_scores_of_another_step(
     make: Make, chat_lines: Callable[[int], bytes], tmp_path: Path
 ) -> None:
