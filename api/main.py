@@ -24,7 +24,6 @@ from core.errors import InvalidInput, SignalUnavailable, StartRefused
 from core.jobs.database import open_database
 from core.jobs.signal_texts import SignalTexts
 from core.objects.opening import open_store
-from core.objects.store import ObjectStore
 from core.settings import Settings
 
 # "default" also keeps the framework from promising its own 422, which never comes
@@ -84,7 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.services = Services(
         settings=settings,
         database=database,
-        objects=_open_objects(settings),
+        objects=open_store(**settings.objects_access),
         queue=queue,
         limiter=limiter,
         signal=signal,
@@ -118,17 +117,6 @@ def _limiter(settings: Settings) -> RequestLimiter | None:
     if settings.requests_per_minute == 0:
         return None
     return RequestLimiter(settings.resolved_broker_url, settings.requests_per_minute)
-
-
-def _open_objects(settings: Settings) -> ObjectStore:
-    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return open_store(
-        settings.resolved_objects_url,
-        s3_endpoint=settings.s3_endpoint,
-        s3_region=settings.s3_region,
-        s3_access_key_id=None if key_id is None else key_id.get_secret_value(),
-        s3_secret_access_key=None if secret is None else secret.get_secret_value(),
-    )
 
 
 def _body_limit(settings: Settings) -> Callable[[str], int]:

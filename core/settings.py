@@ -193,6 +193,18 @@ class Settings(BaseSettings):
         return self.objects_url or (self.home / "objects").absolute().as_uri()
 
     @property
+    def objects_access(self) -> dict[str, Any]:
+        """What `core.objects.opening.open_store` needs, by its names."""
+        key_id, secret = self.s3_access_key_id, self.s3_secret_access_key
+        return {
+            "url": self.resolved_objects_url,
+            "s3_endpoint": self.s3_endpoint,
+            "s3_region": self.s3_region,
+            "s3_access_key_id": None if key_id is None else key_id.get_secret_value(),
+            "s3_secret_access_key": None if secret is None else secret.get_secret_value(),
+        }
+
+    @property
     def carbon_access(self) -> dict[str, Any]:
         """What `core.carbon.signal.LiveOptions` needs, by its names."""
         token, password = self.carbon_token, self.carbon_password

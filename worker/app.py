@@ -28,17 +28,18 @@ from core.jobs import store
 from core.jobs.database import Database, now, open_database
 from core.jobs.records import Claim
 from core.jobs.signal_texts import SignalTexts
+from core.objects.opening import open_store
 from core.settings import Settings, read_settings
 from core.wire import CONTROL_QUEUE, JOBS_QUEUE, REVISE, SWEEP, TIDY
 from worker import tasks
+from worker.logs import log_to_stderr
 from worker.revision import revise
 from worker.supervisor import Supervisor, Terms
 from worker.tidying import tidy
-from worker.world import open_jobs, open_objects
+from worker.world import open_jobs
 
 logger = logging.getLogger(__name__)
 
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 # Providers replace their estimates within hours to days.
 REVISE_EVERY_S: Final = 3_600.0
 TIDY_EVERY_S: Final = 60.0
@@ -152,7 +153,7 @@ def work(*, slots: int | None = None, beat: bool = True) -> int:
         wake=supervisor.wake,
         sweep=supervisor.sweep,
         revise=partial(revise_accounts, settings, database),
-        tidy=partial(tidy, database, open_objects(settings)),
+        tidy=partial(tidy, database, open_store(**settings.objects_access)),
     )
     worker_shutting_down.connect(on_signal, weak=False)
     supervisor.start()
@@ -239,11 +240,3 @@ def training_command(claim: Claim, *, shares_host: bool) -> list[str]:
     command = [sys.executable, "-m", "worker", "train-child"]
     command += ["--job", claim.job_id, "--fence", str(claim.fence)]
     return [*command, "--shares-host"] if shares_host else command
-
-
-def log_to_stderr() -> None:
-    """What a worker or a clock has to say, a line each, with its time."""
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
-    # a line for every sweep, several times a minute, would bury what happens to jobs
-    for name in ("celery.beat", "celery.worker.strategy", "celery.app.trace"):
-        logging.getLogger(name).setLevel(logging.WARNING)

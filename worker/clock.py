@@ -11,7 +11,8 @@ from typing import Any, Final
 from celery.beat import ScheduleEntry, Scheduler
 
 from core.settings import Settings, read_settings
-from worker.app import log_to_stderr, make_app
+from worker.app import make_app
+from worker.logs import log_to_stderr
 
 #: requests that may be late or lost before the clock counts as stopped
 _PATIENCE: Final = 4

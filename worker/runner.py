@@ -9,12 +9,10 @@ when the fence no longer counts.
 from __future__ import annotations
 
 import gc
-import logging
-import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 
@@ -47,6 +45,7 @@ from worker.energy import EnergyLog
 from worker.hardware import hardware_and_device
 from worker.hooks import Interrupted, ProgressHook, Scribe, Steering, held_out_of
 from worker.inputs import fetch_data
+from worker.logs import log_to_stderr
 from worker.overheads import OverheadHook
 from worker.pilot import Pilot
 from worker.prepare import Prepared, prepare, train
@@ -57,8 +56,6 @@ from worker.scratch import scratch_folder
 from worker.uploads import CheckpointHook
 from worker.world import World, open_world
 
-LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-
 
 def main(job_id: str, fence: int, *, shares_host: bool, meter: EnergyMeter) -> ChildExit:
     """Carry out one claim; call `worker.child.end_with_parent` first.
@@ -67,7 +64,7 @@ def main(job_id: str, fence: int, *, shares_host: bool, meter: EnergyMeter) -> C
         shares_host: other trainings run on this host at the same time.
         meter: counting since the process began (`worker.metering`).
     """
-    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    log_to_stderr()
     world = open_world(Settings(), shares_host=shares_host)
     try:
         with world.database.transaction() as session:

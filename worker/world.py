@@ -55,7 +55,7 @@ def open_world(settings: Settings, *, shares_host: bool) -> World:
     database = open_jobs(settings, pool_size=2)
     return World(
         database=database,
-        objects=open_objects(settings),
+        objects=open_store(**settings.objects_access),
         signal=open_signal(
             settings.carbon_signal,
             settings.carbon_traces,
@@ -92,20 +92,4 @@ def open_jobs(settings: Settings, *, pool_size: int = 10) -> Database:
     """
     return open_database(
         settings.resolved_database_url, pool_size=pool_size, idle_timeout_s=settings.lease_s / 2
-    )
-
-
-def open_objects(settings: Settings) -> ObjectStore:
-    """The store that the settings name; no network is touched.
-
-    Raises:
-        InvalidInput: they name none.
-    """
-    key_id, secret = settings.s3_access_key_id, settings.s3_secret_access_key
-    return open_store(
-        settings.resolved_objects_url,
-        s3_endpoint=settings.s3_endpoint,
-        s3_region=settings.s3_region,
-        s3_access_key_id=None if key_id is None else key_id.get_secret_value(),
-        s3_secret_access_key=None if secret is None else secret.get_secret_value(),
     )
