@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.errors import InvalidInput, InvalidTransition
@@ -28,8 +27,8 @@ from core.jobs.records import JobRecord
 from core.jobs.service.models import hold_base
 from core.jobs.service.quotas import require_room_for_a_job
 from core.jobs.store.files import find_file
-from core.jobs.store.jobs import no_job
-from core.jobs.store.rows import FRESH, is_storable, job_record
+from core.jobs.store.jobs import find_job
+from core.jobs.store.rows import is_storable, job_record
 from core.jobs.store.transitions import NewEvent, compare_and_set, edge_event, let_go
 from core.jobs.tables import Job
 from core.spec import JobSpec
@@ -111,7 +110,7 @@ def cancel(session: Session, *, tenant: str, job_id: str, now: datetime) -> JobR
         NotFound: no such job.
         InvalidTransition: the job succeeded or failed.
     """
-    job = _lock(session, tenant, job_id)
+    job = find_job(session, tenant, job_id, locks=True)
     if job.status is Status.CANCELLED:
         return job_record(job)
     if job.status.is_terminal:
@@ -132,7 +131,7 @@ def pause(session: Session, *, tenant: str, job_id: str, now: datetime) -> JobRe
         InvalidInput: the job is validating its files, being cancelled, or has ended
             (code job_not_pausable).
     """
-    job = _lock(session, tenant, job_id)
+    job = find_job(session, tenant, job_id, locks=True)
     if job.status is Status.PAUSED or job.pause_requested_at is not None:
         return job_record(job)
     if job.status not in PAUSABLE or job.cancel_requested_at is not None:
@@ -157,7 +156,7 @@ def resume(session: Session, *, tenant: str, job_id: str, now: datetime) -> JobR
         NotFound: no such job.
         InvalidTransition: the job has ended.
     """
-    job = _lock(session, tenant, job_id)
+    job = find_job(session, tenant, job_id, locks=True)
     if job.status.is_terminal:
         raise InvalidTransition(f"Job {job_id} has {job.status}; it cannot be resumed.")
     if job.status is Status.PAUSED:
@@ -166,18 +165,6 @@ def resume(session: Session, *, tenant: str, job_id: str, now: datetime) -> JobR
         withdrawn = NewEvent(message=PAUSE_WITHDRAWN_MESSAGE)
         job = _set(session, job, now, withdrawn, pause_requested_at=None)
     return job_record(job)
-
-
-def _lock(session: Session, tenant: str, job_id: str) -> Job:
-    statement = select(Job).where(Job.id == job_id, Job.tenant == tenant).with_for_update()
-    job = (
-        session.scalars(statement, execution_options=FRESH).one_or_none()
-        if ids.is_id(ids.JOB, job_id)
-        else None
-    )
-    if job is None:
-        raise no_job(job_id)
-    return job
 
 
 def _has_live_owner(job: Job, now: datetime) -> bool:

@@ -32,7 +32,14 @@ from core.jobs.tables import Attempt, Checkpoint, EnergySample, Event, Job, Over
 
 def get_job(session: Session, tenant: str, job_id: str) -> JobRecord:
     """Raises `NotFound`, also for another tenant's job."""
+    return job_record(find_job(session, tenant, job_id))
+
+
+def find_job(session: Session, tenant: str, job_id: str, *, locks: bool = False) -> Job:
+    """The row, held until the transaction's end where it ``locks``. Raises as `get_job`."""
     statement = select(Job).where(Job.id == job_id, Job.tenant == tenant)
+    if locks:
+        statement = statement.with_for_update()
     job = (
         session.scalars(statement, execution_options=FRESH).one_or_none()
         if ids.is_id(ids.JOB, job_id)
@@ -40,7 +47,7 @@ def get_job(session: Session, tenant: str, job_id: str) -> JobRecord:
     )
     if job is None:
         raise no_job(job_id)
-    return job_record(job)
+    return job
 
 
 def no_job(job_id: str) -> NotFound:
