@@ -100,7 +100,7 @@ def demo(
     rho: Annotated[float, typer.Option(help="Share of full fine-tuning's FLOPs.")] = 0.5,
     zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
     keep: Annotated[
-        bool | None, typer.Option(help="Serve on when done [default: in a terminal].")
+        bool | None, typer.Option(help="Serve on when done (default: in a terminal).")
     ] = None,
 ) -> None:
     """The main job end to end on this machine: data in, tuned model and emissions report out."""

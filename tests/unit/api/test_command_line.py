@@ -37,3 +37,9 @@ def test_a_key_that_outlives_the_calendar(days: str) -> None:
     told = CliRunner().invoke(app, ["keys", "create", "x", "--days", days])
     assert told.exit_code == 2
     assert "36525" in told.output
+
+
+def test_no_help_is_taken_for_markup() -> None:
+    """Rich takes words in brackets for tags, and shows nothing of them."""
+    shown = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output
+    assert "Serve on when done (default: in a terminal)." in shown
