@@ -8,6 +8,7 @@ Only its energy is used; intensity, PUE and the sums are ours.
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from typing import Any
 
@@ -78,6 +79,9 @@ class CodecarbonSource:
                 cloud_region=None,
                 force_carbon_intensity_g_co2e_kwh=0.0,
                 output_methods=[],
+                # nothing is written there; but one that the host's own codecarbon configuration
+                # names and that is not here would be refused, and nothing metered
+                output_dir=os.curdir,
                 output_handlers=[self._handler],
                 measure_power_secs=_NEVER_S,
                 api_call_interval=-1,

@@ -311,3 +311,20 @@ def test_codecarbon_meters_this_process_in_silence(capfd):
     assert capfd.readouterr() == ("", "")
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == handlers
     assert logging.getLogger("codecarbon").level == logging.CRITICAL
+
+
+def test_codecarbon_meters_whatever_the_host_has_configured_for_its_own_use(tmp_path, monkeypatch):
+    for name, value in {
+        "output_dir": str(tmp_path / "gone"),
+        "output_methods": "csv,api",
+        "save_to_file": "true",
+        "allow_multiple_runs": "false",
+    }.items():
+        monkeypatch.setenv(f"CODECARBON_{name.upper()}", value)
+    monkeypatch.chdir(tmp_path)
+    log = Log()
+    with metered(log, CodecarbonSource()):
+        pass
+    assert log.warnings == []
+    assert {s.device for s in log.samples} >= {"cpu", "ram"}
+    assert list(tmp_path.iterdir()) == []
