@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,8 @@ from core.carbon.energy import Attribution
 from core.carbon.intensity import IntensitySignal
 from core.carbon.signal import LiveOptions, open_signal
 from core.data.validation import DataLimits
-from core.jobs.database import Database, open_database
+from core.errors import Unavailable
+from core.jobs.database import Database, now, open_database
 from core.jobs.signal_texts import SignalTexts
 from core.objects.opening import open_store
 from core.objects.store import ObjectStore
@@ -48,7 +50,29 @@ class World:
     embodied_g_per_hour: float | None = None
     #: how long a job that is due may lie unclaimed while a worker is free
     claim_delay_s: float = 0.0
+    #: what plans are made by
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+class DatabaseClock:
+    """The database's time, by which holds end: a plan by the clock of a host that is slow would
+    hold a job that is due, again and again. Asked for once; from then on the monotonic clock is
+    followed, and no step of this host's clock moves a plan. While the database is away it is this host's.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._told: tuple[datetime, float] | None = None
+
+    def __call__(self) -> datetime:
+        if self._told is None:
+            try:
+                with self._database.read() as session:
+                    self._told = now(session), time.monotonic()
+            except Unavailable:
+                return datetime.now(UTC)
+        moment, told_s = self._told
+        return moment + timedelta(seconds=time.monotonic() - told_s)
 
 
 def open_world(settings: Settings, *, shares_host: bool) -> World:
@@ -81,6 +105,7 @@ def open_world(settings: Settings, *, shares_host: bool) -> World:
         patience_s=2 * settings.lease_s,
         max_attempts=settings.max_attempts,
         claim_delay_s=settings.sweep_every_s,
+        clock=DatabaseClock(database),
     )
 
 
