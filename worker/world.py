@@ -57,7 +57,8 @@ class World:
 class DatabaseClock:
     """The database's time, by which holds end: a plan by the clock of a host that is slow would
     hold a job that is due, again and again. Asked for once; from then on the monotonic clock is
-    followed, and no step of this host's clock moves a plan. While the database is away it is this host's.
+    followed, and no step of this host's clock moves a plan. It is this host's time for as long as
+    the database has not answered.
     """
 
     def __init__(self, database: Database) -> None:
