@@ -1,6 +1,6 @@
 # syntax=docker/dockerfile:1
 # Two images from one file:
-#   api     slim, no torch: REST, migrations, dashboard
+#   api     slim, no torch: REST, reports, migrations
 #   worker  the training stack; torch's wheels bring their own CUDA, the host brings the driver
 ARG PYTHON_VERSION=3.11
 
