@@ -15,10 +15,11 @@ from typing import Any
 
 from core.data.formats import Example, read_examples
 from core.data.hub import download
+from core.data.oddities import overlap_warning
 from core.data.tables import TABLE_SUFFIXES
 from core.data.tasks import Task, TaskData, task_named
 from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
-from core.data.validation import DataLimits, ValidationReport, overlap_warning, validate
+from core.data.validation import DataLimits, ValidationReport, contents, validate
 from core.errors import DataInvalid, InvalidInput, ModelUnsupported
 from core.spec import JobSpec
 from core.training.models import LoadedModel, hub_answers
@@ -101,11 +102,19 @@ class Corpus:
                     f"{name}: {data.report.n_truncated} of {len(data)} samples are longer than "
                     "max_input_tokens or max_output_tokens, and were cut."
                 )
-        # of a table equal lines say nothing: its header is one
-        if self.validation is not None and self.task is None:
-            overlap = overlap_warning(self.training, self.validation, limits=self.limits)
+        if self.validation is not None:
+            overlap = overlap_warning(
+                self._contents(self.training),
+                self._contents(self.validation),
+                max_tracked=self.limits.max_tracked,
+            )
             found += [] if overlap is None else [overlap.message]
         return tuple(found)
+
+    def _contents(self, path: Path) -> Iterator[tuple[int, bytes]]:
+        if self.task is None:
+            return contents(path, self.limits)
+        return self._table(path, self.limits).contents()
 
     @contextmanager
     def named(self, path: Path) -> Iterator[None]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.data.lines import LineError, parse_json, read_lines, too_long
+from core.data.lines import LineError, Problem, parse_json, read_lines, too_long
 from core.data.schema import check_example, detect_format
-from core.data.validation import DataLimits, Problem
+from core.data.validation import DataLimits
 from core.errors import DataInvalid
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from json.scanner import make_scanner
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
@@ -38,6 +39,19 @@ class Line(NamedTuple):  # made for every line: three times as fast as a frozen 
     number: int
     raw: bytes | None
     n_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """``line`` counts from 1, None for the file as a whole; ``path`` is "" for the whole line."""
+
+    line: int | None
+    path: str
+    code: str
+    message: str
+
+    def __str__(self) -> str:
+        return self.message if self.line is None else f"line {self.line}: {self.message}"
 
 
 class LineError(Exception):

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import csv
 import os
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from core.data.lines import LineError, parse_json, read_lines
-from core.data.validation import MAX_REPORTED, DataLimits, Problem, ValidationReport
+from core.data.lines import (
+    LineError,
+    Problem,
+    not_jsonl,
+    other_kind,
+    parse_json,
+    read_lines,
+    too_long,
+)
+from core.data.validation import MAX_REPORTED, DataLimits, ValidationReport
 from core.errors import DataInvalid, InvalidInput
 
 #: of files that are tables whatever they are for
@@ -25,6 +34,12 @@ SUFFIXES = (".jsonl", *TABLE_SUFFIXES)
 _PARQUET_ROWS = 256
 #: what other programs write between the fields of a line
 _OTHER_DIVIDERS = (";", "\t", "|")
+#: what the csv module says -> what is wrong, and what to do
+_CSV_ERRORS = {
+    "new-line character": "a carriage return stands alone; end lines with LF or CRLF",
+    "unexpected end": "a quoted field is never closed; close it, or double a quote that is text",
+}
+_field_limit = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,8 +136,10 @@ def _jsonl_rows(
 ) -> Iterator[Row | Problem]:
     with path.open("rb") as stream:
         for line in read_lines(stream, limits.max_line_bytes):
+            if line.number == 1 and (reason := not_jsonl(line.raw or b"")) is not None:
+                raise DataInvalid(f"line 1: {reason}")
             if line.raw is None:
-                yield _too_long(line.number, limits)
+                yield _problem(line.number, "line_too_long", too_long(limits.max_line_bytes))
             elif line.raw and not line.raw.isspace():
                 yield _jsonl_row(line.number, line.raw, columns, limits)
 
@@ -140,12 +157,22 @@ def _jsonl_row(
 
 
 class _CsvLines:
-    """Text lines for `csv.reader`; an iterator that goes on after a line that is refused."""
+    """Text lines for `csv.reader`; an iterator that goes on after a line that is refused.
+
+    ``number``: of the last line; ``first``: where the record under way began. A record is as long
+    as a line may be.
+    """
 
     def __init__(self, stream: BinaryIO, limits: DataLimits) -> None:
         self._lines = read_lines(stream, limits.max_line_bytes)
-        self._limits = limits
+        self._limit = limits.max_line_bytes
+        self._n_bytes = 0
         self.number = 0
+        self.first = 1
+
+    def begin_record(self) -> None:
+        self.first = self.number + 1
+        self._n_bytes = 0
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -154,7 +181,17 @@ class _CsvLines:
         line = next(self._lines)
         self.number = line.number
         if line.raw is None:
-            raise LineError("line_too_long", _too_long(line.number, self._limits).message)
+            raise LineError("line_too_long", too_long(self._limit))
+        # the line end before a line belongs to its quoted field
+        self._n_bytes += len(line.raw) + (line.number > self.first)
+        if self._n_bytes > self._limit:
+            raise LineError(
+                "line_too_long",
+                f"the row that begins in line {self.first} is longer than {self._limit} bytes; "
+                "close its quoted field, or shorten it.",
+            )
+        if line.number == 1 and (kind := other_kind(line.raw)) is not None:
+            raise LineError("not_csv", f"the file is no CSV but {kind}.")
         if b"\0" in line.raw:
             raise LineError("nul_character", "the line holds a NUL byte; save as UTF-8 text.")
         try:
@@ -178,26 +215,30 @@ def _csv_rows(
     stream: BinaryIO, name: str, columns: tuple[str, ...], limits: DataLimits
 ) -> Iterator[Row | Problem]:
     """RFC 4180 with a header; a quoted field may span lines, blanks around a column's name go."""
+    _allow_fields_of(limits.max_line_bytes)
     lines = _CsvLines(stream, limits)
     reader = csv.reader(lines, strict=True)
     try:
-        header = _next_record(reader, limits)
+        header = next(reader, None)
     except (csv.Error, LineError) as error:
         raise DataInvalid(f"line {lines.number}: {_sentence(error)}") from error
     if not header:
         raise DataInvalid(f"{name} has no header: its first line must name the columns.")
     places = _places(name, [column.strip() for column in header], columns)
     while True:
-        first = lines.number + 1
+        lines.begin_record()
         try:
-            record = _next_record(reader, limits)
-        except (csv.Error, LineError) as error:
-            yield _problem(first, getattr(error, "code", "invalid_csv"), _sentence(error))
+            record = next(reader, None)
+        except csv.Error as error:
+            yield _problem(lines.first, "invalid_csv", _sentence(error))
+            continue
+        except LineError as error:
+            yield _problem(lines.number, error.code, error.message)
             continue
         if record is None:
             return
         if record:
-            yield _csv_row(first, record, len(header), places)
+            yield _csv_row(lines.first, record, len(header), places)
 
 
 def _csv_row(
@@ -209,15 +250,12 @@ def _csv_row(
     return Row(line=line, values={name: record[at] for name, at in places.items()})
 
 
-def _next_record(reader: Iterator[list[str]], limits: DataLimits) -> list[str] | None:
-    """The next record, or None at the end. The csv module's field limit is global to the process,
-    so it is ours only for the length of the call.
+def _allow_fields_of(n_characters: int) -> None:
+    """The csv module's limit is the process's, other threads read by it at this moment: it is
+    raised and never lowered. `_CsvLines` bounds what a record takes.
     """
-    before = csv.field_size_limit(limits.max_line_bytes)
-    try:
-        return next(reader, None)
-    finally:
-        csv.field_size_limit(before)
+    with _field_limit:
+        csv.field_size_limit(max(csv.field_size_limit(), n_characters))
 
 
 def _places(file: str, header: list[str], columns: tuple[str, ...]) -> dict[str, int]:
@@ -259,7 +297,7 @@ def _parquet_damage_named(name: str) -> Iterator[None]:
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = _printable(str(error).partition("\n")[0].rstrip("."))
         raise DataInvalid(f"{name} cannot be read as Parquet: {reason}.") from error
 
 
@@ -271,23 +309,24 @@ def _require_columns(file: str, found: list[str], columns: tuple[str, ...]) -> N
     if missing:
         raise DataInvalid(
             f"{file} has no column {missing[0]!r}; its columns are: "
-            f"{', '.join(found) or 'none'}. Say which to use with columns, such as "
-            f"columns src=document."
+            f"{', '.join(map(_printable, found)) or 'none'}. Say which to use with columns, such "
+            f"as columns src=document."
         )
+
+
+def _printable(text: str) -> str:
+    """A name or a reason out of a damaged file, fit for a terminal and a database: a NUL is none's
+    to store.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, LineError):
         return error.message
-    if "new-line character" in str(error):
-        return "not valid CSV: a carriage return stands alone; end lines with LF or CRLF."
-    return f"not valid CSV: {error}; quote fields that hold commas, quotes or line ends."
-
-
-def _too_long(line: int, limits: DataLimits) -> Problem:
-    return _problem(
-        line, "line_too_long", f"the line is longer than {limits.max_line_bytes} bytes."
-    )
+    known = (text for start, text in _CSV_ERRORS.items() if str(error).startswith(start))
+    reason = next(known, f"{error}; quote fields that hold commas, quotes or line ends")
+    return f"not valid CSV: {reason}."
 
 
 def _problem(line: int | None, code: str, message: str) -> Problem:

@@ -14,18 +14,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from core.data.formats import Example
+from core.data.lines import Problem
+from core.data.oddities import Oddities
 from core.data.schema import show
 from core.data.tables import Row, read_rows
-from core.data.validation import MAX_REPORTED, DataLimits, Problem, ValidationReport
+from core.data.validation import MAX_REPORTED, DataLimits, ValidationReport
 from core.errors import DataInvalid, InvalidInput, ModelUnsupported
 
 END: Final = "</s>"
 _FIELD = re.compile(r"\{(\w+)\}")
 _SHAPE = re.compile(r"(?P<prompt>.*\S)(?P<blank> ?)\{(?P<answer>\w+)\}(?:</s>)?", re.DOTALL)
+# a list of texts as Python, numpy and JSON print it; its repetitions give nothing back, so that no
+# text takes long
+_QUOTED: Final = r"""(?:'(?:[^'\\]|\\.)*+'|"(?:[^"\\]|\\.)*+")"""
+_WRITTEN_LIST = re.compile(rf"\[\s*{_QUOTED}(?:\s*+(?:,\s*)?{_QUOTED})*+\s*,?\s*\]", re.DOTALL)
 _SUMMARY: Final = "{src} TL;DR: {summary}"
 _ROUGE: Final = ("rouge1", "rouge2", "rougeL")
 
@@ -189,6 +196,7 @@ class TaskData:
         """
         columns = self.task.named_columns(self.columns)
         problems: list[Problem] = []
+        oddities = Oddities((self.limits or DataLimits()).max_tracked)
         n_problems = n_rows = 0
         for row in self._rows(columns):
             n_rows += 1
@@ -196,6 +204,9 @@ class TaskData:
             if problem is not None:
                 n_problems += 1
                 problems = [*problems, problem][:MAX_REPORTED]
+            elif isinstance(row, Row):
+                texts = _all_texts(row, columns)
+                oddities.take(row.line, _content(texts), chain.from_iterable(texts))
         n_examples = n_rows - n_problems
         if n_rows < min_examples:
             message = (
@@ -210,7 +221,7 @@ class TaskData:
             n_bytes=self.path.stat().st_size,
             problems=tuple(problems),
             n_problems=n_problems,
-            warnings=(),
+            warnings=tuple(oddities.warnings()),
             complete=True,
         )
 
@@ -227,6 +238,18 @@ class TaskData:
             if isinstance(row, Problem):
                 raise DataInvalid(str(row))
             yield render(self.task, row, columns, eos=eos, is_pair=is_pair)
+
+    def contents(self) -> Iterator[tuple[int, bytes]]:
+        """Line and fields of each sound row, as `core.data.oddities.overlap_warning` compares
+        them.
+
+        Raises:
+            InvalidInput, DataInvalid: as `read_rows`.
+        """
+        columns = self.task.named_columns(self.columns)
+        for row in self._rows(columns):
+            if isinstance(row, Row):
+                yield row.line, _content(_all_texts(row, columns))
 
     def _rows(self, columns: Mapping[str, str]) -> Iterator[Row | Problem]:
         # two fields may share a column
@@ -276,11 +299,35 @@ def render(
 def _problem_of(task: Task, row: Row, columns: Mapping[str, str]) -> Problem | None:
     for field in task.fields:
         column = columns[field]
-        if not _texts(row.values.get(column)):
-            got = _shown(row.values[column]) if column in row.values else "nothing"
+        value = row.values.get(column)
+        texts = _texts(value)
+        if not texts:
+            got = _shown(value) if column in row.values else "nothing"
+            code = "wrong_type"
             message = f"{column} must be a text, a whole number or a list of texts; got {got}."
-            return Problem(line=row.line, path=column, code="wrong_type", message=message)
+        elif any("\0" in text for text in texts):
+            code = "nul_character"
+            message = f"{column} holds the NUL character; remove it."
+        elif isinstance(value, str) and _WRITTEN_LIST.fullmatch(texts[0]):
+            code = "list_as_text"
+            message = (
+                f"{column} holds a list that is written as a text, {show(value)}; give the rows as "
+                "JSONL or Parquet, which have lists, or one plain text."
+            )
+        else:
+            continue
+        return Problem(line=row.line, path=column, code=code, message=message)
     return None
+
+
+def _all_texts(row: Row, columns: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Of each field, in the template's order."""
+    return [_texts(row.values.get(column)) for column in columns.values()]
+
+
+def _content(texts: list[tuple[str, ...]]) -> bytes:
+    """Equal for rows that are trained on alike."""
+    return repr(texts).encode()
 
 
 def _refuse_end_tokens(

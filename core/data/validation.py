@@ -6,19 +6,27 @@ line, path inside the example, code and sentence. No input raises anything but a
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from core.data.lines import MAX_DEPTH, LineError, not_jsonl, parse_json, read_lines, too_long
+from core.data.lines import (
+    MAX_DEPTH,
+    LineError,
+    Problem,
+    not_jsonl,
+    parse_json,
+    read_lines,
+    too_long,
+)
+from core.data.oddities import Oddities, texts_of
 from core.data.schema import Format, check_example, detect_format, unknown_keys
 from core.errors import DataInvalid
 
 MAX_REPORTED: Final = 100
 # A file this broken is not the file that was meant; stopping bounds the time it can cost.
 MAX_COUNTED: Final = 10_000
-_DIGEST_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,21 +37,8 @@ class DataLimits:
     max_examples: int = 1_000_000
     max_line_bytes: int = 1024**2
     max_depth: int = MAX_DEPTH
-    #: examples among which repeated ones are found; 16-byte digests, about 100 bytes each
+    #: examples among which repeated ones are found, about 100 bytes each
     max_tracked: int = 200_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
-    """``line`` counts from 1, None for the file as a whole; ``path`` is "" for the whole line."""
-
-    line: int | None
-    path: str
-    code: str
-    message: str
-
-    def __str__(self) -> str:
-        return self.message if self.line is None else f"line {self.line}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,38 +116,12 @@ def validate(
     return _Check(limits).run(source, name)
 
 
-def overlap_warning(
-    training: Path, validation: Path, *, limits: DataLimits | None = None
-) -> Problem | None:
-    """A warning where validation examples are training examples too, else None.
-
-    Byte-equal lines count; memory is bounded by ``limits.max_tracked`` validation examples.
-    """
-    limits = limits or DataLimits()
-    digests: dict[bytes, int] = {}
-    with validation.open("rb") as stream:
+def contents(path: Path, limits: DataLimits) -> Iterator[tuple[int, bytes]]:
+    """Line and bytes of each example of a JSONL file, as `overlap_warning` compares them."""
+    with path.open("rb") as stream:
         for line in read_lines(stream, limits.max_line_bytes):
-            if len(digests) == limits.max_tracked:
-                break
             if line.raw and not line.raw.isspace():
-                digests.setdefault(_digest(line.raw), line.number)
-    found: set[int] = set()
-    with training.open("rb") as stream:
-        for line in read_lines(stream, limits.max_line_bytes):
-            if line.raw and (number := digests.get(_digest(line.raw))) is not None:
-                found.add(number)
-    if not found:
-        return None
-    first = min(found)
-    message = (
-        f"{len(found)} validation example(s) also stand in the training file, so the validation "
-        f"loss will look too good; the first is line {first} of the validation file."
-    )
-    return Problem(line=first, path="", code="train_validation_overlap", message=message)
-
-
-def _digest(raw: bytes) -> bytes:
-    return hashlib.blake2b(raw, digest_size=_DIGEST_BYTES).digest()
+                yield line.number, line.raw
 
 
 class _Check:
@@ -168,10 +137,7 @@ class _Check:
         self.n_bytes = 0
         self.n_problems = 0
         self.problems: list[Problem] = []
-        self.digests: set[bytes] = set()
-        self.n_repeats = 0
-        self.first_repeat = 0
-        self.untracked = False
+        self.oddities = Oddities(limits.max_tracked)
         self.extra_keys: dict[str, int] = {}
 
     def run(self, source: BinaryIO, name: str) -> ValidationReport:
@@ -237,17 +203,7 @@ class _Check:
                 self.extra_keys.setdefault(key[:40], self.line)
         if self.n_problems == before:
             self.n_examples += 1
-            self._track(raw)
-
-    def _track(self, raw: bytes) -> None:
-        digest = _digest(raw)
-        if digest in self.digests:
-            self.n_repeats += 1
-            self.first_repeat = self.first_repeat or self.line
-        elif len(self.digests) < self.limits.max_tracked:
-            self.digests.add(digest)
-        else:
-            self.untracked = True
+            self.oddities.take(self.line, raw, texts_of(raw, value))
 
     def _is_hopeless(self, n_blank: int, first_blank: int | None) -> bool:
         if n_blank >= MAX_COUNTED and first_blank is not None:
@@ -278,16 +234,7 @@ class _Check:
         )
 
     def _warnings(self) -> list[Problem]:
-        found = []
-        if self.n_repeats:
-            scope = f" among the first {self.limits.max_tracked}" if self.untracked else ""
-            message = (
-                f"{self.n_repeats} example(s) repeat an earlier one{scope}; "
-                f"the first repeat is line {self.first_repeat}."
-            )
-            found.append(
-                Problem(line=self.first_repeat, path="", code="duplicate_example", message=message)
-            )
+        found = self.oddities.warnings()
         for key, line in self.extra_keys.items():
             message = f"the key {key!r} is not part of the {self.format} format and is ignored."
             found.append(Problem(line=line, path=key, code="unknown_key", message=message))

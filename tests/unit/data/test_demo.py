@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 
 from core.data.demo import INSTRUCTION, build
-from core.data.validation import overlap_warning, validate
+from core.data.oddities import overlap_warning
+from core.data.validation import DataLimits, contents, validate
 from core.errors import InvalidInput
 
 SIZES = {"n_train": 40, "n_validation": 5, "n_test": 5}
@@ -37,7 +38,8 @@ def test_the_files_are_valid_and_as_large_as_asked(folder: Path):
 
 
 def test_no_text_stands_in_two_splits(folder: Path):
-    assert overlap_warning(folder / "train.jsonl", folder / "test.jsonl") is None
+    lines = (contents(folder / f"{split}.jsonl", DataLimits()) for split in ("train", "test"))
+    assert overlap_warning(*lines, max_tracked=1000) is None
     every = [
         p for split in ("train", "validation", "test") for p in pairs(folder / f"{split}.jsonl")
     ]

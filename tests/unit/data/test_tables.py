@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import random
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.data.lines import Problem
 from core.data.tables import Row, check_table, parse_columns, read_rows
-from core.data.validation import DataLimits, Problem
+from core.data.validation import DataLimits
 from core.errors import DataInvalid, InvalidInput
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=20)
@@ -112,12 +114,61 @@ def test_bad_csv_rows_are_named_and_the_rest_is_read(tmp_path: Path):
     ]
 
 
-def test_a_long_csv_field_is_read_and_the_modules_limit_stays(tmp_path: Path):
-    before = csv.field_size_limit()
-    long = "x" * (before + 10)
-    path = written(tmp_path, "rows.csv", f"a\n{long}\n")
-    assert read(path, "a")[0].values["a"] == long
-    assert csv.field_size_limit() == before
+def test_a_long_csv_field_is_read_while_another_upload_ends():
+    """The csv module has one limit for all threads."""
+    long = b"a\n" + b"x" * (1 << 19) + b"\n"
+    reading, ended = threading.Event(), threading.Event()
+
+    class Slow(io.BytesIO):
+        def readline(self, *size: int) -> bytes:
+            line = super().readline(*size)
+            if line.startswith(b"x"):
+                reading.set()
+                assert ended.wait(10)
+            return line
+
+    class Overtaken(io.BytesIO):
+        def readline(self, *size: int) -> bytes:
+            line = super().readline(*size)
+            if line.startswith(b"x"):
+                slow.start()
+                assert reading.wait(10)
+            return line
+
+    found = []
+    slow = threading.Thread(target=lambda: found.append(check_table(Slow(long), ".csv")))
+    csv.field_size_limit(1 << 17)  # the module's own
+    assert check_table(Overtaken(long), ".csv").ok
+    ended.set()
+    slow.join()
+    assert found[0].problems == ()
+
+
+@pytest.mark.parametrize(("length", "codes"), [(50, []), (51, ["line_too_long"])])
+def test_a_csv_row_may_be_as_long_as_a_line(tmp_path: Path, length: int, codes: list[str]):
+    field = b"x\n" * ((length - 5) // 2) + b"x" * ((length - 5) % 2)
+    path = written(tmp_path, "rows.csv", b'a,b\n"' + field + b'",yz\n1,2\n')
+    rows = read(path, "a", limits=DataLimits(max_line_bytes=50))
+    assert [row.code for row in rows if isinstance(row, Problem)][:1] == codes
+
+
+def test_a_bad_line_inside_a_csv_row_is_named_itself(tmp_path: Path):
+    for bad in (b"\0", b"\xff"):
+        path = written(tmp_path, "rows.csv", b'a,b\n"x\n' + bad + b'\ny",1\n')
+        assert read(path, "a")[0].line == 3
+    open_quote = written(tmp_path, "rows.csv", 'a,b\n1,2\n"x,1\n3,4\n')
+    _, problem = read(open_quote, "a")
+    assert str(problem) == (
+        "line 3: not valid CSV: a quoted field is never closed; close it, or double a quote that "
+        "is text."
+    )
+
+
+def test_names_out_of_a_damaged_file_can_be_printed_and_stored(tmp_path: Path):
+    pq.write_table(pa.table({"a\0\x1b[31m": ["x"]}), tmp_path / "rows.parquet")
+    with pytest.raises(DataInvalid, match=r"its columns are: a\\x00\\x1b\[31m\. Say") as failure:
+        read(tmp_path / "rows.parquet", "b")
+    assert failure.value.message.isprintable()
 
 
 def test_a_spreadsheets_byte_order_mark_is_no_part_of_the_header(tmp_path: Path):
@@ -197,12 +248,25 @@ def test_a_disk_that_fails_is_not_the_files_fault():
         (b"a;b\n1;2\n", "divide fields by commas"),
         (b"a\tb\n1\t2\n", "divide fields by commas"),
         (b"a,b\r1,2\r", "line 1: .* end lines with LF or CRLF"),
+        (b"PK\x03\x04\x14\0\n", "line 1: the file is no CSV but .* a spreadsheet; save it as"),
         ("a,b\n1,2\n".encode("utf-16"), "line 1: .* save as UTF-8"),
     ],
 )
 def test_other_dialects_are_told_what_to_change(tmp_path: Path, content: bytes, said: str):
     with pytest.raises(DataInvalid, match=said):
         read(written(tmp_path, "rows.csv", content), "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"PAR1\x15\n", "line 1: the file is no JSONL but a Parquet table; name it .parquet"),
+        (b'[{"a": 1}]', "line 1: the file is no JSONL but one JSON array"),
+    ],
+)
+def test_a_table_that_is_no_jsonl_is_told_what_it_is(tmp_path: Path, content: bytes, said: str):
+    with pytest.raises(DataInvalid, match=said):
+        read(written(tmp_path, "rows.jsonl", content), "a")
 
 
 def test_blanks_around_a_csvs_column_names_are_no_part_of_them(tmp_path: Path):

@@ -119,11 +119,41 @@ def test_no_end_token_no_question():
         ({"question": True, "answers": "a"}, "line 3: question must be .*; got true"),
         ({"question": 1.5, "answers": "a"}, "line 3: question must be .*; got 1.5"),
         ({"question": "q" + EOS, "answers": "a"}, "line 3: question holds '<.im_end.>'"),
+        ({"question": "q", "answers": "a\0"}, "line 3: answers holds the NUL character"),
+        ({"question": "q", "answers": ["a", "\0"]}, "line 3: answers holds the NUL character"),
     ],
 )
 def test_bad_rows_are_refused_by_line_and_column(values: dict[str, Any], complaint: str):
     with pytest.raises(DataInvalid, match=complaint):
         rendered("webquestions", values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        str(["Ada"]),
+        str(['Ada\'s "best"', "Bob\n"]),
+        json.dumps(['Ada "Lovelace"', "B\\d"]),
+        "['Ada' 'Bob'\n 'Carl']",  # numpy's, which pandas writes of Parquet's lists
+        " [ 'Ada' , ] ",
+    ],
+)
+def test_a_list_written_as_text_is_no_answer(text: str):
+    values = {"question": "who?", "answers": text}
+    with pytest.raises(DataInvalid, match="line 3: answers holds a list that is written as a text"):
+        rendered("webquestions", values)
+    assert rendered("webquestions", values | {"answers": [text]}).completion == text.strip()
+
+
+@pytest.mark.parametrize("text", ["[laughs]", "[1]", "[]", "['a', b]", "x['a']", "['a'] and ['b']"])
+def test_other_brackets_are_text(text: str):
+    assert rendered("webquestions", {"question": "q", "answers": text}).completion == text
+
+
+@pytest.mark.parametrize("part", ["'a' ", "'a\\", "'a', ", " ", "'", "\\'"])
+def test_no_text_takes_long_to_be_told_from_a_list(part: str):
+    text = "['" + part * 200_000 + "x"
+    assert rendered("dialogsum", {"dialogue": text, "summary": "s"}).prompt.startswith("['")
 
 
 def test_an_end_token_in_a_document_changes_no_structure():
@@ -133,7 +163,7 @@ def test_an_end_token_in_a_document_changes_no_structure():
         rendered("dialogsum", {"dialogue": "a", "summary": f"s{EOS}"})
 
 
-TEXT = st.text(st.characters(codec="utf-8"), min_size=1).filter(
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(
     lambda text: text.strip() and EOS not in text
 )
 

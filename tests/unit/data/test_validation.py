@@ -21,7 +21,6 @@ from core.data.validation import (
     MAX_REPORTED,
     DataLimits,
     ValidationReport,
-    overlap_warning,
     validate,
 )
 from core.errors import DataInvalid
@@ -315,26 +314,6 @@ def test_repeated_examples_and_extra_keys_are_warnings():
         (2, "unknown_key"),
     ]
     assert report.warnings[0].message.startswith("2 example(s)")
-
-
-def test_repeats_are_looked_for_among_a_bounded_number():
-    lines = [chat(USER, REPLY | {"content": str(n)}) for n in range(5)]
-    limits = DataLimits(min_examples=0, max_tracked=3)
-    assert "among the first 3" in check(*lines, lines[0], limits=limits).warnings[0].message
-    assert check(*lines, lines[4], limits=limits).warnings == ()
-
-
-def test_overlap_of_training_and_validation(tmp_path: Path):
-    training, validation = tmp_path / "t.jsonl", tmp_path / "v.jsonl"
-    lines = [chat(USER, REPLY | {"content": str(n)}) + b"\n" for n in range(6)]
-    training.write_bytes(b"".join(lines[:4]))
-    validation.write_bytes(b"".join(lines[4:]))
-    assert overlap_warning(training, validation) is None
-    validation.write_bytes(b"".join(lines[2:]))
-    warning = overlap_warning(training, validation)
-    assert warning is not None
-    assert (warning.line, warning.code) == (1, "train_validation_overlap")
-    assert warning.message.startswith("2 validation example(s)")
 
 
 def test_the_report_is_plain_json():
