@@ -47,12 +47,13 @@ class EnergyLog:
         self._signal = signal
         self._zone = zone
         self._is_signal_missing = False
-        #: of this attempt so far; grams without the building's share
+        #: of this attempt so far, for its budgets; grams without the building's share, and at the
+        #: last intensity that was known where a sample has none
         self.energy_j = 0.0
         self.emissions_g = 0.0
         #: on the monotonic clock: when the last samples came, which end then
         self._taken_s: float | None = None
-        #: of the last sample; 0 where its intensity is not known
+        #: of the last sample whose intensity is known; 0 before the first
         self.g_per_joule = 0.0
         job_id, fence = claim.job_id, claim.fence
         reporter.post(
@@ -79,14 +80,12 @@ class EnergyLog:
         self._reporter.post(write)
 
     def _add(self, rows: Sequence[EnergyRecord]) -> None:
-        self.energy_j += sum(row.energy_j for row in rows)
-        self.emissions_g += sum(
-            emissions_g(row.energy_j, row.intensity_g_per_kwh)
-            for row in rows
-            if row.intensity_g_per_kwh is not None
-        )
+        for row in rows:
+            if row.intensity_g_per_kwh is not None:
+                self.g_per_joule = emissions_g(1.0, row.intensity_g_per_kwh)
+            self.energy_j += row.energy_j
+            self.emissions_g += row.energy_j * self.g_per_joule
         self._taken_s = time.monotonic()
-        self.g_per_joule = emissions_g(1.0, rows[-1].intensity_g_per_kwh or 0.0)
 
     def take_overhead(self, overhead: Overhead) -> None:
         """A time that did not go into training steps; on any thread."""

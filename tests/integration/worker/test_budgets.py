@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from core.carbon.intensity import Intensity, IntensitySignal
+from core.errors import SignalUnavailable
 from core.jobs import service
 from core.jobs.lifecycle import Status
 from core.spec import EvalOptions
@@ -45,6 +49,37 @@ def test_a_spent_budget(make: Make, chat_lines: Callable[[int], bytes], on_budge
             service.resume(session, tenant=TENANT, job_id=job_id, now=desk.clock.now)
         again = desk.carry_out(job_id)
         assert (again.status, again.progress.step) == (Status.PAUSED, 3), "the budget is the job's"
+
+
+class _Silenced:
+    """A signal that has nothing to say of any time from ``since`` on."""
+
+    def __init__(self, signal: IntensitySignal, since: datetime) -> None:
+        self._signal, self._since = signal, since
+
+    def at(self, zone: str, moment: datetime) -> Intensity:
+        return self._signal.at(zone, moment)
+
+    def series(self, zone: str, start: datetime, end: datetime) -> tuple[Intensity, ...]:
+        if start >= self._since:
+            raise SignalUnavailable("silent")
+        return self._signal.series(zone, start, end)
+
+    def forecast(self, zone: str, now: datetime, end: datetime) -> tuple[Intensity, ...]:
+        return self._signal.forecast(zone, now, end)
+
+
+def test_energy_of_an_unknown_intensity_is_not_free_to_a_carbon_budget(
+    make: Make, chat_lines: Callable[[int], bytes]
+) -> None:
+    desk = make("cccc", step_s=1)
+    since = desk.start + timedelta(seconds=3)
+    desk.world = replace(desk.world, signal=_Silenced(desk.world.signal, since))
+    desk.surprises = {2: 1e6, 4: 2e9}  # at 40 g/kWh: 13 g, and what would be 27 kg
+    job_id = desk.submit(chat_lines(24), green={"carbon_budget_g": 20_000.0})
+    job = desk.carry_out(job_id)
+    assert (job.status, job.progress.step) == (Status.PAUSED, 4)
+    assert "signal" in desk.kinds(job_id)
 
 
 def test_a_clock_that_is_set_spends_nothing_of_a_budget(
