@@ -36,7 +36,6 @@ from core.errors import (
 
 logger = logging.getLogger(__name__)
 
-_NO_RETRY = {"x-should-retry": "false"}
 _MAX_SHOWN_INPUT = 120
 #: what Python's parser raises besides its own error -> what is wrong with the body
 _UNREADABLE: dict[type[BaseException | None], str] = {

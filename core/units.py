@@ -42,10 +42,6 @@ def pounds_per_mwh_to_g_per_kwh(intensity_lbs_per_mwh: float) -> float:
     return intensity_lbs_per_mwh * GRAMS_PER_POUND / KWH_PER_MWH
 
 
-def flops_to_gflop(flops: float) -> float:
-    return flops / FLOPS_PER_GFLOP
-
-
 def flops_to_tflop(flops: float) -> float:
     return flops / FLOPS_PER_TFLOP
 

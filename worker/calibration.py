@@ -76,11 +76,6 @@ class Calibration(Hook):
             return calibration.through(self._base, points[0])
         return calibration.fitted(points, "measured")
 
-    @property
-    def full_point(self) -> CostPoint | None:
-        """Full fine-tuning, where this attempt has run it."""
-        return self._points.get(1.0)
-
     def on_selection(self, record: SelectionRecord) -> None:
         is_flops = record.currency == "flops"
         self._flops_share = None if is_flops else record.flops_share_planned

@@ -31,10 +31,8 @@ PR_SET_PDEATHSIG: Final = 1
 class ChildExit(enum.IntEnum):
     """How a training process says that it ended in good order."""
 
-    #: the job reached a terminal state or ``paused``, and the row says so
+    #: the job ended, paused or was given back, and the row says so
     REPORTED = 0
-    #: it gave the job back, at a checkpoint, because it was told to stop
-    RELEASED = 10
     #: it cannot go on now, but a later attempt may: a dependency is down
     TRY_LATER = 75
     #: the job is another worker's; nothing was or may be written

@@ -29,7 +29,7 @@ mark("succeeded")
 """
 # stops at a checkpoint when asked, as the real training does
 WAIT_FOR_SIGTERM = """
-signal.signal(signal.SIGTERM, lambda *_: (mark("asked to stop"), sys.exit(ChildExit.RELEASED)))
+signal.signal(signal.SIGTERM, lambda *_: (mark("asked to stop"), sys.exit(ChildExit.REPORTED)))
 mark("waiting")
 time.sleep(60)
 """
