@@ -57,8 +57,8 @@ class World:
 class DatabaseClock:
     """The database's time, by which holds end: a plan by the clock of a host that is slow would
     hold a job that is due, again and again. Asked for once; from then on the monotonic clock is
-    followed, and no step of this host's clock moves a plan. It is this host's time for as long as
-    the database has not answered.
+    followed, and no step of this host's clock moves a plan. A database that is away when it is
+    asked leaves this host's time: training asks before every step and must not wait for it.
     """
 
     def __init__(self, database: Database) -> None:
@@ -67,13 +67,16 @@ class DatabaseClock:
 
     def __call__(self) -> datetime:
         if self._told is None:
-            try:
-                with self._database.read() as session:
-                    self._told = now(session), time.monotonic()
-            except Unavailable:
-                return datetime.now(UTC)
+            self._told = self._ask(), time.monotonic()
         moment, told_s = self._told
         return moment + timedelta(seconds=time.monotonic() - told_s)
+
+    def _ask(self) -> datetime:
+        try:
+            with self._database.read() as session:
+                return now(session)
+        except Unavailable:
+            return datetime.now(UTC)
 
 
 def open_world(settings: Settings, *, shares_host: bool) -> World:

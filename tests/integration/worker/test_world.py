@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -56,16 +56,15 @@ def test_plans_are_made_by_the_time_that_holds_end_by(ahead_url: str, tmp_path: 
     assert first <= told <= last
 
 
-def test_without_its_database_a_plan_has_the_hosts_time_until_it_is_back(
+def test_a_database_that_is_away_leaves_plans_the_hosts_time_and_is_asked_once(
     ahead_url: str,
 ) -> None:
     database = open_database(ahead_url)
     flaky = Flaky(database)
+    flaky.is_away = True
     clock = DatabaseClock(flaky)
-    flaky.is_away = True
-    before = clock()
-    flaky.is_away = False
-    assert clock() - before >= timedelta(minutes=59)
-    flaky.is_away = True
-    assert clock() - before >= timedelta(minutes=59)
+    before = datetime.now(UTC)
+    assert before <= clock() <= datetime.now(UTC)
+    assert clock() - before < timedelta(minutes=1)
+    assert flaky.n_refused == 1
     database.dispose()
