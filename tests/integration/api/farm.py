@@ -1,4 +1,4 @@
-"""Finished jobs without any training: the worker is played, through the calls that it makes."""
+"""Jobs without any training: the worker is played, through the calls that it makes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,24 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import openai
+from sqlalchemy.orm import Session
 
-from core.jobs import records, service
+from core.jobs import service
 from core.jobs.database import Database
 from core.jobs.lifecycle import Release
-from core.jobs.records import EnergyRecord, Hyperparameters, OverheadRecord, Progress
+from core.jobs.records import Baseline, EnergyRecord, Hyperparameters, OverheadRecord, Progress
 
 STEP = timedelta(seconds=5)
+RESOLVED = Hyperparameters(n_epochs=1, batch_size=4, learning_rate=1e-5)
+PROGRESS = Progress(
+    step=9,
+    total_steps=9,
+    trained_tokens=64_000,
+    train_loss=1.5,
+    rho_measured=0.5,
+    spent_flops=1e12,
+    full_flops=2e12,
+)
 
 
 def samples(
@@ -40,6 +51,20 @@ def samples(
     ]
 
 
+def take_up(
+    session: Session, job_id: str, *, now: datetime, lease_s: float = 60, worker: str = "w"
+) -> tuple[Session, str, int]:
+    """Claim a job, find its data right and start it; what every further call begins with."""
+    claim = service.claim(
+        session, worker=worker, now=now, lease_s=lease_s, max_attempts=9, job_id=job_id
+    )
+    assert claim is not None
+    own = (session, job_id, claim.fence)
+    service.validated(*own, now=now)
+    service.started(*own, now=now, hyperparameters=RESOLVED)
+    return own
+
+
 class Farm:
     """Plays the worker: jobs with two attempts, through the calls that workers make."""
 
@@ -58,18 +83,9 @@ class Farm:
     def _attempt(self, job_id: str, rows: list[EnergyRecord], *, is_last: bool) -> None:
         start = rows[0].started_at
         with self._database.transaction() as session:
-            claim = service.claim(
-                session, worker="w<b>", now=start, lease_s=60, max_attempts=9, job_id=job_id
-            )
-            assert claim is not None
-            fence = claim.fence
-            service.validated(session, job_id, fence, now=start)
-            resolved = Hyperparameters(n_epochs=1, batch_size=4, learning_rate=1e-5)
-            service.started(session, job_id, fence, now=start, hyperparameters=resolved)
+            own = take_up(session, job_id, now=start, worker="w<b>")
             service.append_event(
-                session,
-                job_id,
-                fence,
+                *own,
                 level="info",
                 message="Selected",
                 type="message",
@@ -81,36 +97,16 @@ class Farm:
                 started_at=start + STEP - timedelta(seconds=4),
                 ended_at=start + STEP,
             )
-            service.record_overhead(session, job_id, fence, selection)
-            service.record_attribution(session, job_id, fence, "machine")
-            service.record_energy(session, job_id, fence, rows)
-            progress = Progress(
-                step=9,
-                total_steps=9,
-                trained_tokens=64_000,
-                rho_measured=0.5,
-                spent_flops=1e12,
-                full_flops=2e12,
-            )
-            service.record_progress(session, job_id, fence, progress, estimated_finish=None)
+            service.record_overhead(*own, selection)
+            service.record_attribution(*own, "machine")
+            service.record_energy(*own, rows)
+            service.record_progress(*own, PROGRESS, estimated_finish=None)
             end = rows[-1].ended_at
             if not is_last:
-                service.release(
-                    session, job_id, fence, reason=Release.SHUTDOWN, max_attempts=9, now=end
-                )
+                service.release(*own, reason=Release.SHUTDOWN, max_attempts=9, now=end)
                 return
-            service.set_baseline(
-                session,
-                job_id,
-                fence,
-                records.Baseline(kind="average", energy_j=7200.0, emissions_g=0.5),
-            )
+            baseline = Baseline(kind="average", energy_j=7200.0, emissions_g=0.5)
+            service.set_baseline(*own, baseline)
             service.succeed(
-                session,
-                job_id,
-                fence,
-                model_prefix=f"jobs/{job_id}",
-                model_bytes=1,
-                result_files=[],
-                now=end,
+                *own, model_prefix=f"jobs/{job_id}", model_bytes=1, result_files=[], now=end
             )

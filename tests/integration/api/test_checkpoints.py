@@ -14,8 +14,9 @@ import pytest
 from core.errors import NotFound
 from core.jobs import service, store
 from core.jobs.database import Database
-from core.jobs.records import Claim, Hyperparameters, NewCheckpoint
+from core.jobs.records import NewCheckpoint
 from core.objects.folders import put_folder, read_manifest
+from tests.integration.api.farm import take_up
 
 Lines = Callable[[int], bytes]
 
@@ -25,22 +26,15 @@ def start(client: openai.OpenAI, lines: bytes, model: str = "tiny") -> Any:
     return client.fine_tuning.jobs.create(model=model, training_file=file.id)
 
 
-def train(database: Database, job_id: str, prefixes: list[str]) -> Claim:
-    """The worker's part, as far as a checkpoint under each prefix."""
+def train(database: Database, job_id: str, prefixes: list[str]) -> int:
+    """The worker's part, as far as a checkpoint under each prefix; its fence."""
     now = datetime.now(UTC)
-    rates = Hyperparameters(n_epochs=3, batch_size=4, learning_rate=1e-4)
     with database.transaction() as session:
-        claim = service.claim(
-            session, worker="w", now=now, lease_s=60, max_attempts=3, job_id=job_id
-        )
-        assert claim is not None
-        who = (session, job_id, claim.fence)
-        service.validated(*who, now=now)
-        service.started(*who, now=now, hyperparameters=rates)
+        own = take_up(session, job_id, now=now)
         for step, prefix in enumerate(prefixes, 1):
             new = NewCheckpoint(step=step, prefix=prefix, n_bytes=1)
-            service.record_checkpoint(*who, new, now=now)
-    return claim
+            service.record_checkpoint(*own, new, now=now)
+    return own[2]
 
 
 def test_checkpoints_of_a_failed_job_are_deleted_by_their_names(
@@ -57,7 +51,7 @@ def test_checkpoints_of_a_failed_job_are_deleted_by_their_names(
     prefixes = [f"jobs/x/checkpoints/{step}" for step in range(1, 13)]
     put_folder(objects, prefixes[-1], tmp_path / "in")
     job_id = start(client, chat_lines(12)).id
-    claim = train(database, job_id, prefixes)
+    fence = train(database, job_id, prefixes)
     newest = client.fine_tuning.jobs.checkpoints.list(job_id).data[0]
     name = newest.fine_tuned_model_checkpoint
 
@@ -66,7 +60,7 @@ def test_checkpoints_of_a_failed_job_are_deleted_by_their_names(
     assert (running.value.code, running.value.param) == ("model_in_use", "model")
     assert f"job {job_id}, which is running" in running.value.message
     with database.transaction() as session:
-        who = (session, job_id, claim.fence)
+        who = (session, job_id, fence)
         service.fail(*who, code="nan_loss", message="It diverged.", now=datetime.now(UTC))
     further = start(client, chat_lines(12), name)
     with pytest.raises(openai.ConflictError, match=further.id):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import openai
@@ -13,7 +13,8 @@ from fastapi.testclient import TestClient
 
 from core.jobs import service, store
 from core.jobs.database import Database
-from core.jobs.records import EnergyRecord, Hyperparameters, NewCheckpoint, NewFile, Progress
+from core.jobs.records import NewCheckpoint, NewFile
+from tests.integration.api.farm import PROGRESS, RESOLVED, samples, take_up
 
 Lines = Callable[[int], bytes]
 
@@ -223,13 +224,13 @@ def test_a_finished_job_end_to_end(
     )
     _finish(database, job_id, stored)
     job = client.fine_tuning.jobs.retrieve(job_id)
-    assert (job.status, job.trained_tokens) == ("succeeded", 640)
+    assert (job.status, job.trained_tokens) == ("succeeded", PROGRESS.trained_tokens)
     assert job.fine_tuned_model is not None
     assert job.fine_tuned_model.startswith("ft:tiny:acme::")
     assert job.hyperparameters.to_dict() == {
         "batch_size": 4,
         "learning_rate_multiplier": 1.0,
-        "n_epochs": 3,
+        "n_epochs": RESOLVED.n_epochs,
     }
     assert job.green["state"] == "done"
     assert job.green["energy_wh"]["total"] == pytest.approx(1.0)  # 3,600 J
@@ -284,64 +285,16 @@ def test_a_finished_job_end_to_end(
         client.models.retrieve(job.fine_tuned_model)
 
 
-def _samples(now: datetime) -> list[EnergyRecord]:
-    """A minute at 60 W, twelve samples of 300 J in all, on a grid of 100 g/kWh."""
-    return [
-        EnergyRecord(
-            device=device,
-            started_at=now + timedelta(seconds=5 * n),
-            ended_at=now + timedelta(seconds=5 * (n + 1)),
-            energy_j=energy_j,
-            method=method,
-            intensity_g_per_kwh=100.0,
-            intensity_kind="average",
-            intensity_source="test",
-            intensity_is_estimated=False,
-            zone="FR",
-        )
-        for n in range(12)
-        for device, energy_j, method in (("cpu", 200.0, "rapl"), ("ram", 100.0, "estimate"))
-    ]
-
-
 def _finish(database: Database, job_id: str, stored: Any) -> None:
     now = datetime.now(UTC)
     with database.transaction() as session:
-        claim = service.claim(session, worker="w", now=now, lease_s=60, max_attempts=3)
-        assert claim is not None
-        fence = claim.fence
-        service.validated(session, job_id, fence, now=now)
-        service.started(
-            session,
-            job_id,
-            fence,
-            now=now,
-            hyperparameters=Hyperparameters(n_epochs=3, batch_size=4, learning_rate=1e-4),
+        own = take_up(session, job_id, now=now)
+        service.record_progress(*own, PROGRESS)
+        checkpoint = NewCheckpoint(
+            step=9, prefix="jobs/x/checkpoints/9", n_bytes=1, metrics={"train_loss": 1.5}
         )
-        service.record_progress(
-            session,
-            job_id,
-            fence,
-            Progress(
-                step=9,
-                total_steps=9,
-                trained_tokens=640,
-                train_loss=1.5,
-                rho_measured=0.5,
-                spent_flops=5e9,
-                full_flops=1e10,
-            ),
-        )
-        service.record_checkpoint(
-            session,
-            job_id,
-            fence,
-            NewCheckpoint(
-                step=9, prefix="jobs/x/checkpoints/9", n_bytes=1, metrics={"train_loss": 1.5}
-            ),
-            now=now,
-        )
-        service.record_energy(session, job_id, fence, _samples(now))
+        service.record_checkpoint(*own, checkpoint, now=now)
+        service.record_energy(*own, samples(now, 12, joules=200.0))
         result = NewFile(
             id="file-" + "a" * 24,
             filename="step_metrics.csv",
@@ -352,13 +305,7 @@ def _finish(database: Database, job_id: str, stored: Any) -> None:
             status="processed",
         )
         service.succeed(
-            session,
-            job_id,
-            fence,
-            model_prefix="jobs/x/result",
-            model_bytes=1,
-            result_files=[result],
-            now=now,
+            *own, model_prefix="jobs/x/result", model_bytes=1, result_files=[result], now=now
         )
 
 

@@ -15,11 +15,12 @@ from api.main import create_app
 from core.carbon.slot_cache import Known
 from core.jobs import keys, service, store
 from core.jobs.database import Database
-from core.jobs.records import CostRecord, Hyperparameters
+from core.jobs.records import CostRecord
 from core.jobs.signal_texts import SignalTexts
 from core.settings import Settings
 from core.training_options import auto_epochs
 from tests.fixtures.provider_server import ProviderServer
+from tests.integration.api.farm import take_up
 
 Lines = Callable[[int], bytes]
 HOUR = timedelta(hours=1)
@@ -215,14 +216,7 @@ def _finish(database: Database, job_id: str, curve: list[list[float]]) -> None:
     """Plays the worker of a job with one selection."""
     now = datetime.now(UTC)
     with database.transaction() as session:
-        claim = service.claim(
-            session, worker="w", now=now, lease_s=60, max_attempts=3, job_id=job_id
-        )
-        assert claim is not None
-        own = (session, job_id, claim.fence)
-        service.validated(*own, now=now)
-        resolved = Hyperparameters(n_epochs=1, batch_size=4, learning_rate=1e-5)
-        service.started(*own, now=now, hyperparameters=resolved)
+        own = take_up(session, job_id, now=now)
         service.append_event(
             *own,
             level="info",

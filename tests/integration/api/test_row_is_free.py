@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from core.carbon.intensity import Intensity, IntensitySignal
 from core.jobs import service, store
 from core.jobs.database import Database
-from core.jobs.records import Hyperparameters, JobRecord, Progress
-from tests.integration.api.farm import samples
+from core.jobs.records import JobRecord
+from tests.integration.api.farm import PROGRESS, samples, take_up
 
 Asked = Callable[[JobRecord], datetime | None]
 
@@ -78,19 +78,6 @@ def _train(database: Database, job_id: str) -> None:
     """Plays the worker up to the middle of a job."""
     start = datetime.now(UTC) - timedelta(minutes=1)
     with database.transaction() as session:
-        claim = service.claim(session, worker="w", now=start, lease_s=600, max_attempts=3)
-        assert claim is not None
-        own = (session, job_id, claim.fence)
-        service.validated(*own, now=start)
-        resolved = Hyperparameters(n_epochs=1, batch_size=4, learning_rate=1e-5)
-        service.started(*own, now=start, hyperparameters=resolved)
+        own = take_up(session, job_id, now=start, lease_s=600)
         service.record_energy(*own, samples(start, 3))
-        progress = Progress(
-            step=3,
-            total_steps=9,
-            trained_tokens=640,
-            rho_measured=0.5,
-            spent_flops=5e9,
-            full_flops=1e10,
-        )
-        service.record_progress(*own, progress, estimated_finish=None)
+        service.record_progress(*own, PROGRESS, estimated_finish=None)
