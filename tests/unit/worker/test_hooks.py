@@ -16,33 +16,17 @@ from core.training.hooks import (
     EvaluationRecord,
     FitResult,
     SelectionRecord,
-    StartRecord,
     StepRecord,
     ValidationRecord,
 )
 from tests.fixtures import rates
+from tests.fixtures.hook_records import start_record
 from worker.calibration import MANY_STEPS, Calibration
 from worker.hooks import Interrupted, ProgressHook
 from worker.overheads import OverheadHook
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 RATES = replace(rates.RATES, duration_s=30.0)
-
-
-def _start(**given):
-    return StartRecord(
-        step=0,
-        total_steps=40,
-        steps_per_epoch=20,
-        n_parameters=10,
-        method="green",
-        rho_min=0.4,
-        full_step_flops=3.0,
-        forward_step_flops=1.0,
-        device="cpu",
-        precision="float32",
-        **given,
-    )
 
 
 def _selection(**given):
@@ -101,7 +85,7 @@ class Scribe:
 def test_events_tell_the_currency_its_prices_and_both_shares():
     scribe = Scribe()
     hook = ProgressHook(scribe, 0.5)
-    hook.on_start(_start(rates=RATES, full_step_cost=6.04))
+    hook.on_start(start_record(rates=RATES, full_step_cost=6.04))
     hook.on_selection(_selection(currency="seconds", full_ratio=1.2))
     (started, start), (selected, selection) = scribe.events
     assert started.endswith(
@@ -167,7 +151,7 @@ def test_a_job_that_begins_again_forgets_what_came_after_its_base_model():
         scores={"f1": 9.0},
     )
     hook = ProgressHook(scribe, 0.5, lost)
-    hook.on_start(_start())
+    hook.on_start(start_record())
     hook.on_validation(_validation(0, 3.0))
     hook.on_evaluation(_evaluation(0, 1.0))
     assert scribe.kept == HeldOutRecord(first_validation_loss=3.0, first_scores={"f1": 1.0})
@@ -218,7 +202,7 @@ def test_measurements_for_plans_are_kept_by_their_share_of_flops(currency, share
 def test_measuring_prices_is_time_spent_on_selection(measuring_s, spans):
     written = []
     hook = OverheadHook(written.append, since=NOON, clock=lambda: NOON + timedelta(seconds=100))
-    hook.on_start(_start(measuring_s=measuring_s))
+    hook.on_start(start_record(measuring_s=measuring_s))
     found = [(each.kind, (each.ended_at - each.started_at).total_seconds()) for each in written]
     assert found == spans
 
@@ -258,7 +242,7 @@ def test_an_attempt_that_is_held_before_its_first_step_was_preparation():
 
 def test_what_a_suspended_job_waits_for_after_its_checkpoint_belongs_to_the_checkpoint():
     def save(hook, now):
-        hook.on_start(_start(measuring_s=0.0))
+        hook.on_start(start_record(measuring_s=0.0))
         now[0] += timedelta(seconds=5)
         hook.on_step(_step(1))
         now[0] += timedelta(seconds=3)
@@ -269,7 +253,7 @@ def test_what_a_suspended_job_waits_for_after_its_checkpoint_belongs_to_the_chec
 
 def test_a_step_that_fails_is_no_overhead():
     def step(hook, now):
-        hook.on_start(_start(measuring_s=0.0))
+        hook.on_start(start_record(measuring_s=0.0))
         now[0] += timedelta(seconds=5)
         hook.on_step(_step(1))
 

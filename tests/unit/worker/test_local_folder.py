@@ -12,25 +12,11 @@ import pytest
 
 from core.errors import Conflict, StartRefused
 from core.spec import JobSpec
-from core.training.hooks import StartRecord, StepRecord, ValidationRecord
+from core.training.hooks import StepRecord, ValidationRecord
 from tests.fixtures.full_disk import full_disk
+from tests.fixtures.hook_records import start_record
 from worker.__main__ import main
 from worker.local_folder import LocalFolder, MetricsFile
-
-
-def started(step: int) -> StartRecord:
-    return StartRecord(
-        step=step,
-        total_steps=40,
-        steps_per_epoch=10,
-        n_parameters=1,
-        method="green",
-        rho_min=0.4,
-        full_step_flops=1.0,
-        forward_step_flops=0.3,
-        device="cpu",
-        precision="float32",
-    )
 
 
 def stepped(step: int) -> StepRecord:
@@ -107,7 +93,7 @@ def test_a_disk_that_fills_up_leaves_what_was_settled_or_nothing(tmp_path: Path)
 def test_a_disk_that_fills_up_costs_no_line_of_metrics(tmp_path: Path):
     path = tmp_path / "metrics.csv"
     first = MetricsFile(path)
-    first.on_start(started(0))
+    first.on_start(start_record(step=0))
     for step in range(1, 13):
         first.on_step(stepped(step))
     whole = rows_of(path)
@@ -119,7 +105,7 @@ def test_a_disk_that_fills_up_costs_no_line_of_metrics(tmp_path: Path):
         first.on_step(stepped(13))
 
     again = MetricsFile(path)
-    again.on_start(started(12))
+    again.on_start(start_record(step=12))
     assert rows_of(path) == whole
 
 

@@ -7,11 +7,12 @@ import torch
 
 from core.errors import OutOfMemory
 from core.spec import GreenOptions, JobSpec, TrainingOptions
-from core.training.hooks import Hook, StartRecord
+from core.training.hooks import Hook
 from core.training.job import FitJob
 from core.training.memory import MemoryEstimate, estimate, workspace_bytes
 from core.training.numerics import choose_numerics
 from core.training.probing import probe_batches
+from tests.fixtures.hook_records import start_record
 from worker.prepare import prepare, train
 from worker.room import RoomHook, device_bytes, expected_memory
 
@@ -33,19 +34,7 @@ class Started(Hook):
 
 
 def _record(needed):
-    return StartRecord(
-        step=0,
-        total_steps=4,
-        steps_per_epoch=2,
-        n_parameters=10,
-        method="green",
-        rho_min=0.4,
-        full_step_flops=3.0,
-        forward_step_flops=1.0,
-        device="cpu",
-        precision="float32",
-        memory_estimate_bytes=needed,
-    )
+    return start_record(memory_estimate_bytes=needed)
 
 
 def _prepare(tiny_model, tmp_path, method="green", **options):
