@@ -136,17 +136,7 @@ def estimate_of(
         raise InvalidInput("deadline has passed.", param="deadline")
     check_not_too_far(request.deadline, now, param="deadline")
     _check_rhos(request.rho or ())
-    work = Work(
-        steps=1,
-        cost=known.token.per_step(n_tokens * n_epochs),
-        rho_min=known.rho_min,
-        suspend_s=SUSPEND_S,
-    )
-    if work.duration_s(1.0) > LONGEST.total_seconds():
-        raise InvalidInput(
-            f"So many tokens would train for over {LONGEST_SAID} here; ask for fewer.",
-            param="n_tokens" if request.training_file is None else "training_file",
-        )
+    work = _work_asked(request, known, n_tokens * n_epochs)
     end = request.deadline or now + FARTHEST
     forecast = _forecast(held, request.zone or held.settings.zone, now, end)
     if forecast is None:
@@ -164,7 +154,6 @@ def estimate_of(
         quality=quality.curve,
     ).to_dict()
     made["options"] = [{**option, "is_pareto": option["on_front"]} for option in made["options"]]
-    full_j = known.token.cost.j_per_step(1.0)
     made["basis"] = {
         "cost": known.token.basis,
         "hardware": known.hardware,
@@ -173,7 +162,7 @@ def estimate_of(
         "n_tokens": n_tokens,
         "n_epochs": n_epochs,
         "s_per_token_full": known.token.cost.s_per_step(1.0),
-        "j_per_token_full": full_j,
+        "j_per_token_full": known.token.cost.j_per_step(1.0),
         "pue": held.settings.pue,
         "quality": quality.to_dict(),
     }
@@ -215,6 +204,21 @@ def examples_of(file: FileRecord) -> int | None:
     """None where nobody counted them."""
     report: Mapping[str, Any] = file.validation or {}
     return int(report.get("n_examples") or 0) or None
+
+
+def _work_asked(request: EstimateIn, known: KnownCost, n_tokens: int) -> Work:
+    work = Work(
+        steps=1,
+        cost=known.token.per_step(n_tokens),
+        rho_min=known.rho_min,
+        suspend_s=SUSPEND_S,
+    )
+    if work.duration_s(1.0) > LONGEST.total_seconds():
+        raise InvalidInput(
+            f"So many tokens would train for over {LONGEST_SAID} here; ask for fewer.",
+            param="n_tokens" if request.training_file is None else "training_file",
+        )
+    return work
 
 
 def _check_rhos(rhos: Sequence[float]) -> None:

@@ -23,6 +23,8 @@ from core.training_options import (
     auto_epochs,
     is_number,
     require,
+    require_one_of,
+    require_whole,
 )
 
 Method = Literal["full", "green", "last_k", "lora", "prefix", "green_lora"]
@@ -81,9 +83,8 @@ class MethodOptions:
         at = "green.options."
         for name, most in (("k", 1000), ("r", 1024), ("n_virtual_tokens", 1024)):
             value = getattr(self, name)
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            is_unset = value is None and name == "k"
-            require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
+            if value is not None or name != "k":
+                require_whole(value, most, at + name)
         is_scale = is_number(self.alpha) and 0 < self.alpha < math.inf
         require(is_scale, at + "alpha", "a number above 0", self.alpha)
         is_share = is_number(self.dropout) and 0 <= self.dropout < 1
@@ -130,9 +131,7 @@ class GreenOptions:
                 f"green.method must be one of {', '.join(METHODS)}; got {self.method!r}.",
                 param="green.method",
             )
-        rankings = get_args(ImportanceName)
-        among = f"one of {', '.join(rankings)}"
-        require(self.importance in rankings, "green.importance", among, self.importance)
+        require_one_of(self.importance, ImportanceName, "green.importance")
         if self.options.merge and self.method == "prefix":
             raise InvalidInput(
                 "A prefix is no change of weights and cannot be merged into them; leave "
@@ -148,11 +147,8 @@ class GreenOptions:
                 'a number above 0 and at most 1, "auto" or "efficient"',
                 self.rho,
             )
-        named = (("schedule", Timing), ("on_budget", OnBudget), ("currency", Currency))
-        for name, known in named:
-            words = get_args(known)
-            value = getattr(self, name)
-            require(value in words, f"green.{name}", f"one of {', '.join(words)}", value)
+        for name, known in (("schedule", Timing), ("on_budget", OnBudget), ("currency", Currency)):
+            require_one_of(getattr(self, name), known, f"green.{name}")
         for name in ("energy_budget_wh", "carbon_budget_g"):
             value = getattr(self, name)
             ok = value is None or (is_number(value) and 0 < value < math.inf)
@@ -259,15 +255,9 @@ class EvalOptions:
         object.__setattr__(self, "metrics", tuple(dict.fromkeys(self.metrics)))
         for name, most in (("max_examples", 100_000), ("max_new_tokens", 4096)):
             value = getattr(self, name)
-            is_whole = isinstance(value, int) and not isinstance(value, bool)
-            is_unset = value is None and name == "max_new_tokens"
-            require(is_unset or (is_whole and 1 <= value <= most), at + name, f"1..{most}", value)
-        require(
-            self.decoding in get_args(DecodingName),
-            at + "decoding",
-            f"one of {', '.join(get_args(DecodingName))}",
-            self.decoding,
-        )
+            if value is not None or name != "max_new_tokens":
+                require_whole(value, most, at + name)
+        require_one_of(self.decoding, DecodingName, at + "decoding")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

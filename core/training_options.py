@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from core.errors import InvalidInput
 
@@ -30,6 +30,18 @@ def require(ok: bool, param: str, rule: str, got: object) -> None:
     """Raises InvalidInput that says which ``param`` must be what."""
     if not ok:
         raise InvalidInput(f"{param} must be {rule}; got {got!r}.", param=param)
+
+
+def require_one_of(value: object, choices: Any, param: str) -> None:
+    """``choices``: a Literal. Raises as `require`."""
+    words = get_args(choices)
+    require(value in words, param, f"one of {', '.join(words)}", value)
+
+
+def require_whole(value: object, most: int, param: str, rule: str | None = None) -> None:
+    """1..``most``. Raises as `require`, by this ``rule`` or that range."""
+    is_within = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+    require(is_within, param, rule or f"1..{most}", value)
 
 
 def is_number(value: object) -> bool:
@@ -102,12 +114,7 @@ class TrainingOptions:
                 f"a number above 0 and below {_RATE_LIMIT:.0f}",
                 value,
             )
-        require(
-            self.schedule in get_args(Schedule),
-            at + "schedule",
-            f"one of {', '.join(get_args(Schedule))}",
-            self.schedule,
-        )
+        require_one_of(self.schedule, Schedule, at + "schedule")
         require(0 <= self.warmup_ratio < 1, at + "warmup_ratio", "in [0, 1)", self.warmup_ratio)
         require(
             is_number(self.weight_decay) and 0 <= self.weight_decay <= WEIGHT_DECAY_MAX,
@@ -119,14 +126,9 @@ class TrainingOptions:
         for name in ("max_input_tokens", "max_output_tokens", "max_steps"):
             value = getattr(self, name)
             require(value is None or value >= 1, at + name, "1 or more", value)
-        patience = self.early_stopping_patience
-        is_whole = isinstance(patience, int) and not isinstance(patience, bool)
-        require(
-            patience is None or (is_whole and 1 <= patience <= 50),
-            at + "early_stopping_patience",
-            "a whole number of epochs, 1..50",
-            patience,
-        )
+        if (patience := self.early_stopping_patience) is not None:
+            rule = "a whole number of epochs, 1..50"
+            require_whole(patience, 50, at + "early_stopping_patience", rule)
         require(self.loss_on in get_args(LossOn), at + "loss_on", "assistant or all", self.loss_on)
         require(
             self.selection_interval is None or self.selection_interval > 0,
@@ -140,18 +142,8 @@ class TrainingOptions:
             "above 0",
             self.checkpoint_every_s,
         )
-        require(
-            self.prefix_reuse in get_args(PrefixReuseChoice),
-            at + "prefix_reuse",
-            f"one of {', '.join(get_args(PrefixReuseChoice))}",
-            self.prefix_reuse,
-        )
-        require(
-            self.precision in get_args(Precision),
-            at + "precision",
-            f"one of {', '.join(get_args(Precision))}",
-            self.precision,
-        )
+        require_one_of(self.prefix_reuse, PrefixReuseChoice, at + "prefix_reuse")
+        require_one_of(self.precision, Precision, at + "precision")
         require(
             isinstance(self.gradient_checkpointing, bool),
             at + "gradient_checkpointing",

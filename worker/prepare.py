@@ -36,7 +36,7 @@ from core.training.prefix import PrefixReuse, spared_by_reuse
 from core.training.pricing import Shape, StepPrices
 from core.training.schedule import peak_learning_rate
 from core.training.step import Batch, LossStep
-from core.training_options import Precision, TrainingOptions, auto_epochs
+from core.training_options import TrainingOptions, auto_epochs
 from worker.adapted import adapted
 from worker.corpus import Corpus, corpus_of
 from worker.currency import Floor, opened_meter
@@ -204,15 +204,7 @@ def prepare(
         is_offline=is_offline,
         fingerprint=earlier.state.fingerprint if earlier else None,
     )
-    training = dataclasses.replace(
-        spec.training,
-        n_epochs=spec.training.n_epochs or auto_epochs(reports[0].n_examples),
-        batch_size=spec.training.batch_size or DEFAULT_BATCH_SIZE,
-        precision=_precision(spec, earlier),
-        # a plan looks at every selection whether another share is better
-        selection_interval=spec.training.selection_interval
-        or (1.0 if spec.green.is_planned else None),
-    )
+    training = _resolved(spec, reports[0].n_examples, earlier)
     loaded, prices = adapted(spec, loaded)
     train_data = corpus.tokens(training_path, loaded, training)
     validation_data = corpus.tokens(validation_path, loaded, training) if validation_path else None
@@ -349,10 +341,21 @@ def _reuse(
     )
 
 
-def _precision(spec: JobSpec, earlier: Checkpoint | None) -> Precision:
-    """A job that is continued, on another machine perhaps, keeps what was chosen for it."""
-    asked = spec.training.precision
-    return earlier.state.precision if earlier is not None and asked == "auto" else asked
+def _resolved(spec: JobSpec, n_examples: int, earlier: Checkpoint | None) -> TrainingOptions:
+    """With what the spec leaves open, as far as data and an earlier attempt decide it."""
+    asked, precision = spec.training, spec.training.precision
+    if earlier is not None and precision == "auto":
+        # on another machine perhaps: what was chosen for the job is kept
+        precision = earlier.state.precision
+    # a plan looks at every selection whether another share is better
+    interval = 1.0 if spec.green.is_planned else None
+    return dataclasses.replace(
+        asked,
+        n_epochs=asked.n_epochs or auto_epochs(n_examples),
+        batch_size=asked.batch_size or DEFAULT_BATCH_SIZE,
+        precision=precision,
+        selection_interval=asked.selection_interval or interval,
+    )
 
 
 def _exam(spec: JobSpec, corpus: Corpus, loaded: LoadedModel) -> Exam | None:
