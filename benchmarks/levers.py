@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.budget_run import FULL, Contender, Task, prepared_for
 from benchmarks.data import docstrings_unless
 from benchmarks.lab import Lab
-from benchmarks.measure import machine, mean_text, table
+from benchmarks.measure import machine, mean_text, publish, table
 from core.settings import DEMO_MODEL
 from core.training.optimiser import SelectiveAdamW
 from core.training.schedule import peak_learning_rate
@@ -165,9 +165,7 @@ def main() -> int:
         for seed in arguments.seeds:
             found += _endings(task, arguments, seed)
     text = page(found, arguments)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

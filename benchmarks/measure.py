@@ -133,6 +133,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def publish(text: str, path: Path | None) -> None:
+    """Print a page; `write_page` it, too, where it shall lie somewhere."""
+    print(text)
+    if path is not None:
+        write_page(path, text)
+
+
 def write_page(path: Path, text: str) -> None:
     """A page of docs/. What an old one says from its heading "Reading" on is by hand, and stays."""
     old = path.read_text(encoding="utf-8") if path.exists() else ""

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import platform
 import statistics
 import sys
 import tempfile
@@ -34,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.measure import machine, publish, table
 from core.data.demo import build
 from core.settings import DEMO_MODEL, Settings
 from core.spec import GreenOptions, JobSpec
@@ -125,10 +125,7 @@ def main() -> int:
     flops = _measure_flops(fresh, trained)
     timings = _measure_seconds(fresh, trained, arguments.rounds)
     text = _page(arguments, fresh, trained, flops, timings)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return int(any(found.error > TOLERANCE for found in flops))
 
 
@@ -279,26 +276,27 @@ def _page(
             f"`python benchmarks/methods.py`: {Path(arguments.model).name}, {data} "
             f"({len(prepared.train_data)} training examples), batch {arguments.batch_size}, "
             f"{arguments.steps} steps each, seed {arguments.seed}; {choose_numerics().precision}, "
-            f"{_machine()}, torch {torch.__version__}, transformers {transformers.__version__}. "
+            f"{machine()}, torch {torch.__version__}, transformers {transformers.__version__}. "
             f"Ratios are to full fine-tuning of the same run; validation loss before training "
             f"{first:.3f}; s/step: median of {arguments.rounds} interleaved rounds "
             "(lowest to highest)."
         ),
         "",
-        (
-            "| method | peak lr | trained parameters | FLOPs measured | FLOPs predicted | off by "
-            "| s/step | validation loss | selection: FLOPs, time of an epoch |"
-        ),
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    head = (
+        "method", "peak lr", "trained parameters", "FLOPs measured", "FLOPs predicted", "off by",
+        "s/step", "validation loss", "selection: FLOPs, time of an epoch",
+    )  # fmt: skip
     rows = itertools.starmap(
         lambda each, found, timing: _row(each, found, timing, flops[0], timings[0]),
         zip(trained, flops, timings, strict=True),
     )
-    return "\n".join([*lines, *rows, ""])
+    return "\n".join([*lines, table(head, rows), ""])
 
 
-def _row(each: Trained, found: Flops, timing: Timing, full: Flops, full_timing: Timing) -> str:
+def _row(
+    each: Trained, found: Flops, timing: Timing, full: Flops, full_timing: Timing
+) -> tuple[str, ...]:
     ratio = statistics.median(timing.ratios)
     step_s = ratio * statistics.median(full_timing.seconds)
     selection, result = each.selection, each.result
@@ -308,7 +306,7 @@ def _row(each: Trained, found: Flops, timing: Timing, full: Flops, full_timing: 
         by_flops = selection.flops / (step_flops * each.steps_per_epoch)
         by_time = selection.duration_s / (step_s * each.steps_per_epoch)
         selection_text = f"{by_flops:.2%}, {by_time:.2%}"
-    cells = (
+    return (
         each.contender.label,
         f"{each.learning_rate:.1e}",
         f"{selection.n_trained_parameters / each.n_parameters:.0%}",
@@ -319,13 +317,6 @@ def _row(each: Trained, found: Flops, timing: Timing, full: Flops, full_timing: 
         f"{result.validation_loss:.3f}",
         selection_text,
     )
-    return f"| {' | '.join(cells)} |"
-
-
-def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads ({platform.machine()})"
 
 
 if __name__ == "__main__":

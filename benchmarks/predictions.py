@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.budget_run import FULL, Contender, Task, prepared_for
 from benchmarks.data import docstrings_unless
 from benchmarks.lab import Lab
-from benchmarks.measure import machine, mean_text, table
+from benchmarks.measure import machine, mean_text, publish, table
 from core.errors import RhoInfeasible
 from core.settings import DEMO_MODEL
 from core.training.methods import Choice
@@ -205,9 +205,7 @@ def main() -> int:
         lines = [json.dumps(asdict(each)) for each in found]
         arguments.records.write_text("\n".join(lines) + "\n", encoding="utf-8")
     text = page(found, arguments)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

@@ -26,6 +26,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.data import cut, docstrings_unless
+from benchmarks.measure import publish
 from core.settings import DEMO_MODEL, Settings
 from core.spec import GreenOptions, JobSpec, Method
 from core.training.hooks import FitResult, Hook, StepRecord
@@ -85,9 +86,7 @@ def main() -> int:
             rounds.append(trained if number == 0 else [replace(t, weights={}) for t in trained])
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
     text = _page(prepared, contenders, rounds, arguments)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return int(not all(_agrees(rounds[0], at) for at in _reusing(contenders)))
 
 

@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.budget_run import Contender, Task, prepared_for
 from benchmarks.data import docstrings_unless
-from benchmarks.measure import machine, write_page
+from benchmarks.measure import machine, publish
 from core.settings import DEMO_MODEL
 from core.training.importance import measure_importance
 from core.training.methods import SelectionPoint
@@ -267,9 +267,7 @@ def main() -> int:
         prepared = prepared_for(task, contender, n_steps=n_steps, rate=None, seed=arguments.seed)
         points = Lab(prepared, arguments).points(arguments.points)
     text = page(points, arguments)
-    print(text)
-    if arguments.out is not None:
-        write_page(arguments.out, text)
+    publish(text, arguments.out)
     return 0
 
 

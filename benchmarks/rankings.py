@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.budget_run import Contender, Task, prepared_for
 from benchmarks.data import docstrings_unless
 from benchmarks.lab import Lab
-from benchmarks.measure import machine, mean_text, table
+from benchmarks.measure import machine, mean_text, publish, table
 from core.settings import DEMO_MODEL
 from core.training import ranking
 from core.training.blocks import blocks_from_the_loss
@@ -184,9 +184,7 @@ def main() -> int:
         for seed in arguments.seeds:
             found += endings(task, arguments, seed)
     text = page(found, arguments)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 

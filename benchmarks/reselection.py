@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.budget_run import Contender, Task, prepared_for
 from benchmarks.data import cut, docstrings_unless
 from benchmarks.lab import Lab
-from benchmarks.measure import machine, mean_text, table
+from benchmarks.measure import machine, mean_text, publish, table
 from core.settings import DEMO_MODEL
 from core.training.schedule import schedule_factor
 
@@ -155,9 +155,7 @@ def main() -> int:
             prepared = prepared_for(task, contender, n_steps=n_steps, rate=None, seed=seed)
             found += Run(Lab(prepared), contender, seed).endings()
     text = page(found, arguments)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text, encoding="utf-8")
+    publish(text, arguments.out)
     return 0
 
 
