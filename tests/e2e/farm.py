@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import subprocess
 import sys
@@ -14,14 +13,15 @@ from pathlib import Path
 import psutil
 from celery import Celery
 
-from core.jobs import ids, service, store
+from core.jobs import service, store
 from core.jobs.database import now, open_database
-from core.jobs.records import CheckpointRecord, EventRecord, JobRecord, NewFile
+from core.jobs.records import CheckpointRecord, EventRecord, JobRecord
 from core.objects.folders import get_folder
 from core.objects.opening import open_store
 from core.spec import GreenOptions, JobSpec
 from core.training_options import TrainingOptions
 from core.wire import JOBS_QUEUE, RUN_JOB
+from tests.fixtures.stored_file import store_file
 
 ROOT = Path(__file__).resolve().parents[2]
 TENANT = "acme"
@@ -72,28 +72,16 @@ class Farm:
         self.database.dispose()
 
     def submit(self, lines: bytes, **training: float) -> str:
-        file_id = ids.new_id(ids.FILE)
-        stored = self.objects.put(f"files/{file_id}", [lines])
         options = {"n_epochs": 2, "batch_size": 4, "learning_rate": 1e-3} | training
         spec = JobSpec(
             model=MODEL,
-            training_file=file_id,
+            training_file=store_file(self.database, self.objects, lines, tenant=TENANT),
             seed=3,
             training=TrainingOptions(**options),  # type: ignore[arg-type]
             green=GreenOptions(rho=0.7, zone="FR"),
         )
         with self.database.transaction() as session:
-            moment = now(session)
-            file = NewFile(
-                id=file_id,
-                filename="train.jsonl",
-                purpose="fine-tune",
-                n_bytes=stored.n_bytes,
-                sha256=hashlib.sha256(lines).hexdigest(),
-                object_key=stored.key,
-            )
-            service.create_file(session, tenant=TENANT, file=file, now=moment)
-            return service.submit(session, tenant=TENANT, spec=spec, now=moment).id
+            return service.submit(session, tenant=TENANT, spec=spec, now=now(session)).id
 
     def nudge(self, job_id: str) -> None:
         with Celery("test", broker=self.broker_url, set_as_current=False) as sender:

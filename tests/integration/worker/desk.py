@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import migrations
 from core.carbon.static import StaticSignal
 from core.data.validation import DataLimits
-from core.jobs import ids, service, store
+from core.jobs import service, store
 from core.jobs.database import Database, now, open_database
-from core.jobs.records import Claim, EventRecord, JobRecord, NewFile
+from core.jobs.records import Claim, EventRecord, JobRecord
 from core.objects.local import LocalStore
 from core.spec import EvalOptions, GreenOptions, JobSpec
 from core.training_options import TrainingOptions
+from tests.fixtures.stored_file import store_file
 from tests.integration.worker.conftest import TENANT
 from worker.reporter import Reporter
 from worker.runner import Training
@@ -68,35 +69,33 @@ class Desk:
             return service.submit(session, tenant=TENANT, spec=spec, now=now(session)).id
 
     def upload(self, lines: bytes) -> str:
-        file_id = ids.new_id(ids.FILE)
-        stored = self.objects.put(f"files/{file_id}", [lines])
-        file = NewFile(
-            id=file_id,
-            filename="data.jsonl",
-            purpose="fine-tune",
-            n_bytes=len(lines),
-            sha256=hashlib.sha256(lines).hexdigest(),
-            object_key=stored.key,
-        )
-        with self.database.transaction() as session:
-            service.create_file(session, tenant=TENANT, file=file, now=now(session))
-        return file_id
+        return store_file(self.database, self.objects, lines, tenant=TENANT)
 
-    def claim(self, job_id: str) -> Claim:
+    def claim(self, job_id: str, *, moment: datetime | None = None, lease_s: float = 60) -> Claim:
+        """``moment`` None: now, by the database."""
         with self.database.transaction() as session:
             claim = service.claim(
-                session, worker="w", now=now(session), lease_s=60, max_attempts=3, job_id=job_id
+                session,
+                worker="w",
+                now=moment or now(session),
+                lease_s=lease_s,
+                max_attempts=3,
+                job_id=job_id,
             )
         assert claim is not None
         return claim
 
     def carry_out(self, job_id: str) -> JobRecord:
-        claim = self.claim(job_id)
-        with Reporter(
-            self.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
-        ) as reporter:
-            Training(claim, self.world, reporter).run()
+        self.train(self.claim(job_id))
         return self.job(job_id)
+
+    def train(self, claim: Claim) -> None:
+        with self.reporter(claim) as reporter:
+            Training(claim, self.world, reporter).run()
+
+    def reporter(self, claim: Claim) -> Reporter:
+        who = {"tenant": TENANT, "job_id": claim.job_id, "fence": claim.fence}
+        return Reporter(self.database, **who, patience_s=5.0)
 
     def job(self, job_id: str) -> JobRecord:
         with self.database.read() as session:

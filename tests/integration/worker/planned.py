@@ -65,17 +65,7 @@ class Planned(Desk):
 
     def claim(self, job_id: str) -> Claim:
         """As a worker would at the clock's time."""
-        with self.database.transaction() as session:
-            claim = service.claim(
-                session,
-                worker="w",
-                now=self.clock.now,
-                lease_s=1e6,
-                max_attempts=3,
-                job_id=job_id,
-            )
-        assert claim is not None
-        return claim
+        return super().claim(job_id, moment=self.clock.now, lease_s=1e6)
 
     def sweep(self) -> list[str]:
         with self.database.transaction() as session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -11,16 +11,11 @@ import pytest
 from sqlalchemy import text
 
 from core.errors import StorageUnavailable
-from core.jobs import service
-from core.jobs.database import now
 from core.jobs.lifecycle import Status
 from core.training import schedule
 from core.training.hooks import Hook, StepRecord
-from tests.integration.worker.conftest import TENANT
 from tests.integration.worker.desk import Desk
 from worker import prepare, runner
-from worker.reporter import Reporter
-from worker.runner import Training
 
 #: epochs and batch size left open: 2 and 4 of 24 examples, 12 steps
 N_EXAMPLES, EPOCH, BREAK = 24, 6, 8
@@ -44,15 +39,8 @@ def attempt(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def carry_out(job_id: str, *hooks: Hook) -> None:
         more[:] = hooks
-        with desk.database.transaction() as session:
-            moment = now(session) + timedelta(hours=1)
-            claim = service.claim(
-                session, worker="w", now=moment, lease_s=7200, max_attempts=3, job_id=job_id
-            )
-        assert claim is not None
-        who = {"tenant": TENANT, "job_id": job_id, "fence": claim.fence}
-        with Reporter(desk.database, **who, patience_s=5.0) as reporter:
-            Training(claim, desk.world, reporter).run()
+        moment = datetime.now(UTC) + timedelta(hours=1)
+        desk.train(desk.claim(job_id, moment=moment, lease_s=7200))
 
     return carry_out
 

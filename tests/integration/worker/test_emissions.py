@@ -22,8 +22,7 @@ from api.main import create_app
 from core.carbon.evidence import Evidence
 from core.carbon.trace import Trace, TraceSignal
 from core.carbon.verify import verify
-from core.jobs import keys, service, store
-from core.jobs.database import now
+from core.jobs import keys, store
 from core.jobs.records import Claim, CostRecord
 from core.settings import Settings
 from core.spec import EvalOptions
@@ -41,17 +40,8 @@ class Late(Desk):
     """A worker that takes ``GAP_S`` to begin metering the job that it has claimed."""
 
     def claim(self, job_id: str) -> Claim:
-        with self.database.transaction() as session:
-            claim = service.claim(
-                session,
-                worker="w",
-                now=now(session) - timedelta(seconds=GAP_S),
-                lease_s=600,
-                max_attempts=3,
-                job_id=job_id,
-            )
-        assert claim is not None
-        return claim
+        moment = datetime.now(UTC) - timedelta(seconds=GAP_S)
+        return super().claim(job_id, moment=moment, lease_s=600)
 
 
 class StopOnce(Hook):

@@ -16,9 +16,8 @@ from obstore.store import S3Store as Bucket
 from sqlalchemy import select
 
 import migrations
-from core.jobs import ids, service
+from core.jobs import service
 from core.jobs.database import Database, open_database
-from core.jobs.records import NewFile
 from core.jobs.tables import Checkpoint, File, Job, Model
 from core.objects.folders import MANIFEST, read_manifest
 from core.objects.opening import open_store
@@ -27,6 +26,7 @@ from core.spec import GreenOptions, JobSpec
 from core.training.checkpoint import WEIGHT_FILES
 from core.training_options import TrainingOptions
 from tests.fixtures.services import S3Bucket
+from tests.fixtures.stored_file import store_file
 from tests.integration.worker.attempts import later
 from worker.tidying import tidy
 
@@ -60,24 +60,13 @@ class Place:
         )
 
     def submit(self, lines: bytes) -> str:
-        file_id = ids.new_id(ids.FILE)
-        stored = self.objects.put(f"files/{file_id}", [lines])
-        file = NewFile(
-            id=file_id,
-            filename="train.jsonl",
-            purpose="fine-tune",
-            n_bytes=stored.n_bytes,
-            sha256=stored.sha256,
-            object_key=stored.key,
-        )
         spec = JobSpec(
             model="tiny",
-            training_file=file_id,
+            training_file=store_file(self.database, self.objects, lines, tenant=TENANT),
             training=TrainingOptions(n_epochs=2, batch_size=4),
             green=GreenOptions(rho=0.7, zone="FR"),
         )
         with self.database.transaction() as session:
-            service.create_file(session, tenant=TENANT, file=file, now=later(0))
             return service.submit(session, tenant=TENANT, spec=spec, now=later(0)).id
 
     def named(self) -> set[str]:

@@ -13,10 +13,9 @@ import pytest
 from core.jobs import store
 from core.jobs.lifecycle import Status
 from core.jobs.records import Claim
-from tests.integration.worker.conftest import TENANT, Flaky, running
+from tests.integration.worker.conftest import Flaky, running
 from tests.integration.worker.desk import Desk
 from tests.integration.worker.test_supervisor import until
-from worker.reporter import Reporter
 from worker.runner import Training
 
 TIMEOUT_S = 400
@@ -107,9 +106,7 @@ def test_a_write_that_the_database_refuses_is_told_as_well(
 ) -> None:
     job_id = desk.submit(chat_lines(12))
     claim = desk.claim(job_id)
-    with Reporter(
-        desk.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
-    ) as reporter:
+    with desk.reporter(claim) as reporter:
         reporter.post(lambda _session, _now: 1 // 0)
         Training(claim, desk.world, reporter).run()
     job = desk.job(job_id)

@@ -20,8 +20,6 @@ from core.objects.folders import get_folder
 from tests.integration.worker.conftest import TENANT
 from tests.integration.worker.desk import Desk
 from worker import runner
-from worker.reporter import Reporter
-from worker.runner import Training
 from worker.tidying import tidy
 
 
@@ -230,10 +228,7 @@ def test_cancelled_before_it_began(desk: Desk, chat_lines: Callable[[int], bytes
     claim = desk.claim(job_id)
     with desk.database.transaction() as session:
         service.cancel(session, tenant=TENANT, job_id=job_id, now=now(session))
-    with Reporter(
-        desk.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
-    ) as reporter:
-        Training(claim, desk.world, reporter).run()
+    desk.train(claim)
     job = desk.job(job_id)
     assert job.status is Status.CANCELLED
     assert job.energy_j > 0, "cancelled work is accounted for too"
@@ -250,12 +245,7 @@ def test_a_successor_makes_the_old_training_stop_without_a_word(
             session, worker="x", now=later, lease_s=60, max_attempts=3, job_id=job_id
         )
     assert successor is not None
-    with (
-        pytest.raises(LeaseLost),
-        Reporter(
-            desk.database, tenant=TENANT, job_id=job_id, fence=claim.fence, patience_s=5.0
-        ) as reporter,
-    ):
-        Training(claim, desk.world, reporter).run()
+    with pytest.raises(LeaseLost):
+        desk.train(claim)
     job = desk.job(job_id)
     assert (job.status, job.fence, job.worker) == (Status.VALIDATING_FILES, 2, "x")
