@@ -16,7 +16,7 @@ from typing import Literal
 
 import torch
 
-from core.carbon import calibration as costs
+from core.carbon.calibration import assumed
 from core.carbon.intensity import WORLD
 from core.carbon.meter import EnergyMeter
 from core.carbon.quality import Points, told_curves
@@ -265,11 +265,7 @@ class Training:
     def _instruments(self, prepared: Prepared, log: EnergyLog) -> tuple[Calibration, Pilot | None]:
         """What measures this machine, and what steers by it where the job has a plan."""
         claim, world, model = self._claim, self._world, self._parent
-        tokens_per_step = prepared.train_data.report.n_tokens / prepared.steps_per_epoch
-        hardware, device = hardware_and_device()
-        batches = prepared.steps_per_epoch * prepared.training.gradient_accumulation
-        full_flops = prepared.profile.full_flops * batches / prepared.train_data.report.n_tokens
-        now, attempts, stored, curves, stored_curves = self._reporter.call(
+        now, attempts, costs, curves, stored_curves = self._reporter.call(
             lambda session, now: (
                 now,
                 store.list_attempts(session, claim.job_id),
@@ -278,24 +274,13 @@ class Training:
                 _curves(store.list_selections_on(session, claim.tenant, model)),
             )
         )
-        calibration = Calibration(
-            self._reporter,
-            log,
-            self._meter.sample,
-            model=model,
-            hardware=hardware,
-            base=known_cost(stored, hardware, otherwise=costs.assumed(full_flops, device)),
-            on_full=lambda point: self._note_full(point, "job"),
-        )
-        full = next((r for r in stored if r.hardware == hardware and r.rho == 1.0), None)
-        if full is not None and claim.job.full_cost is None:
-            self._note_full(full, "machine")
+        calibration = self._calibration(prepared, log, costs)
         if not claim.spec.green.is_planned:
             return calibration, None
         task = Task(
             total_steps=prepared.total_steps,
             steps_done=0 if claim.resume is None else claim.resume.step,
-            tokens_per_step=tokens_per_step,
+            tokens_per_step=prepared.train_data.report.n_tokens / prepared.steps_per_epoch,
             rho_min=prepared.rho_min,
             startup_s=max((now - attempts[-1].started_at).total_seconds(), 0.0)
             + world.claim_delay_s,
@@ -316,6 +301,26 @@ class Training:
             clock=world.clock,
         )
         return calibration, pilot
+
+    def _calibration(
+        self, prepared: Prepared, log: EnergyLog, stored: tuple[CostRecord, ...]
+    ) -> Calibration:
+        """From what is stored of this hardware, which the report's baseline hears of as well."""
+        hardware, device = hardware_and_device()
+        batches = prepared.steps_per_epoch * prepared.training.gradient_accumulation
+        full_flops = prepared.profile.full_flops * batches / prepared.train_data.report.n_tokens
+        full = next((r for r in stored if r.hardware == hardware and r.rho == 1.0), None)
+        if full is not None and self._claim.job.full_cost is None:
+            self._note_full(full, "machine")
+        return Calibration(
+            self._reporter,
+            log,
+            self._meter.sample,
+            model=self._parent,
+            hardware=hardware,
+            base=known_cost(stored, hardware, otherwise=assumed(full_flops, device)),
+            on_full=lambda point: self._note_full(point, "job"),
+        )
 
     def _note_full(self, cost: CostRecord, measured_by: Literal["job", "machine"]) -> None:
         """What the report's baseline counts with."""
