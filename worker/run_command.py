@@ -216,6 +216,13 @@ def _files(
     train: Path | None, validation: Path | None, task: str | None, folder: Path
 ) -> tuple[Path, Path | None]:
     """The files that were named; none: the task's own, from the hub."""
+    for path in (train, validation):
+        if path is not None and not path.is_file():
+            raise InvalidInput(
+                f"{path} is a pipe or a device, which can be read only once; write the data into a "
+                "file, because it is checked before it is trained on.",
+                param="training_file" if path == train else "validation_file",
+            )
     if train is not None:
         return train, validation
     if task is None:

@@ -164,6 +164,9 @@ def _check_names(message: dict[str, Any], role: object, path: str, report: Repor
 
 def _check_content(message: dict[str, Any], path: str, report: Report) -> None:
     content = message.get("content")
+    if content is not None and message.get("refusal") is not None:
+        report(path, "misplaced_field", f"{path} must be null beside a refusal; keep one of them.")
+        return
     if isinstance(content, str) and content:
         return
     if content is None and any(

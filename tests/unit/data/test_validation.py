@@ -117,6 +117,7 @@ BROKEN = [
     (chat(), "messages", "wrong_type"),
     (b'{"messages": {"role": "user"}}', "messages", "wrong_type"),
     (chat("hello", REPLY), "messages[0]", "wrong_type"),
+    (chat(USER, REPLY | {"refusal": "No."}), "messages[1].content", "misplaced_field"),
     (chat(USER, REPLY | {"tool_calls": []}), "messages[1].tool_calls", "wrong_type"),
     (
         chat(USER, REPLY | {"tool_calls": [call(type="x")]}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,19 @@ def test_other_mistakes_are_told_in_the_words_of_options(run) -> None:
         ("--eval-examples", "0"),
     ):
         assert run("--method", "lora", option, value).message.startswith(f"{option} must be ")
+
+
+@pytest.mark.parametrize("option", [None, "--validation"])
+def test_a_pipe_is_no_training_file(tmp_path: Path, option: str | None) -> None:
+    """It was read once for its hash; the check then waited for ever, or found no example."""
+    pipe, train = tmp_path / "pipe", tmp_path / "train.jsonl"
+    os.mkfifo(pipe)
+    train.touch()
+    files = [str(pipe)] if option is None else [str(train), option, str(pipe)]
+    found = CliRunner().invoke(cli, ["run", *files, "--out", str(tmp_path / "out")])
+    assert isinstance(found.exception, InvalidInput)
+    assert found.exception.message.startswith(f"{pipe} is a pipe or a device")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_refusal_loads_no_training_stack_and_is_one_sentence(tmp_path: Path) -> None:
