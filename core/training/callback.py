@@ -219,9 +219,9 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
 
     def _costs(self, model: Any, args: Any, loader: Any) -> FlopsProfile:
         """Of a mean batch; wrapped forwards (autocast, fused heads) are taken off meanwhile."""
-        batches = drawn_batches(
-            loader, seed=f"{self.seed} 0", n_batches=_PROFILED_BATCHES, size=_drawn_size(args)
-        )
+        size = int(args.per_device_train_batch_size)
+        seed = f"{self.seed} 0"
+        batches = drawn_batches(loader, seed=seed, n_batches=_PROFILED_BATCHES, size=size)
         with _unwrapped(model):
             profiles = [
                 profile(model, batch, recomputes=args.gradient_checkpointing) for batch in batches
@@ -243,14 +243,10 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             loader,
             seed=f"{self.seed} {step}",
             n_batches=self.n_probes,
-            size=_drawn_size(args),
+            # a half needs a sample
+            size=max(2, int(args.per_device_train_batch_size)),
             is_shifted=not model.config.is_encoder_decoder,
         )
-
-
-def _drawn_size(args: Any) -> int:
-    """A half needs a sample."""
-    return max(2, int(args.per_device_train_batch_size))
 
 
 def _is_reentrant(args: Any) -> bool:

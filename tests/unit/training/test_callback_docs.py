@@ -33,7 +33,8 @@ def test_an_example_runs_as_it_stands(
     # a folder of the model's name in the working directory comes before the hub
     build_tiny_model(tmp_path / "HuggingFaceTB" / "SmolLM2-135M-Instruct")
     (tmp_path / "train.jsonl").write_bytes(chat_lines(8))
-    (tmp_path / "train.txt").write_text("a line of text\n" * 4)
+    # of unequal length: a batch of one needs no padding
+    (tmp_path / "train.txt").write_text("\n".join("more " * n + "text" for n in range(1, 5)))
     monkeypatch.chdir(tmp_path)
     chosen: list[Any] = []
     begin = GreenTrainerCallback.on_train_end
