@@ -33,7 +33,7 @@ def moment_of(option: str, text: str | None, now: datetime) -> str | None:
         moment = _moment(text, now)
     except ValueError:
         raise InvalidInput(
-            f"{option} must be a moment such as 2026-12-24T06:00Z, or +12h; got {text!r}."
+            f"{option} must be a moment such as 2026-12-24T06:00Z, +12h or -7d; got {text!r}."
         ) from None
     except OverflowError:
         is_near = False
