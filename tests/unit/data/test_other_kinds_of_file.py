@@ -22,7 +22,7 @@ EXAMPLE = json.dumps({"messages": MESSAGES}).encode()
     [
         (b"PAR1\x15\x04\x00\n\xff", "a Parquet table; name it .parquet"),
         (b"PK\x03\x04\x14\x00\n\n", "a spreadsheet"),
-        (gzip.compress(b"{}\n"), "compressed by gzip"),
+        (gzip.compress(b"{}\n", mtime=0), "compressed by gzip"),
         ('{"prompt": "a"}\n'.encode("utf-16"), "in UTF-16; save as UTF-8"),
         (json.dumps([{"prompt": "a"}]).encode(), "one JSON array; write each of its objects"),
         (json.dumps([{"prompt": "a"}], indent=1).encode(), "one JSON array"),
