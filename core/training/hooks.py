@@ -107,6 +107,9 @@ class SelectionRecord:
     #: what rho counts, and share of full fine-tuning's FLOPs that the mean step costs
     currency: Currency = "flops"
     flops_share_planned: float | None = None
+    #: what measuring takes beyond ``rho``, as a share of full fine-tuning over ``n_steps``; above 0
+    #: where a job or interval is too short to pay for it
+    unpaid: float = 0.0
 
     @property
     def shares(self) -> str:
@@ -118,7 +121,20 @@ class SelectionRecord:
 
     @property
     def verdict(self) -> str:
-        """What the prediction says of full fine-tuning, to be added to a sentence; may be empty."""
+        """What is to be known of this selection, to be added to a sentence; may be empty."""
+        return self._of_full_fine_tuning + self._of_measuring
+
+    @property
+    def _of_measuring(self) -> str:
+        if f"{self.unpaid:.1%}" == "0.0%":
+            return ""
+        return (
+            f"; too few steps ({self.n_steps}) to pay for measuring importance, which exceeds rho "
+            f"by {self.unpaid:.1%} of full fine-tuning's {NOUNS[self.currency]} over them"
+        )
+
+    @property
+    def _of_full_fine_tuning(self) -> str:
         if self.full_ratio is None or self.full_ratio < 1:
             return ""
         if self.rho >= 1:

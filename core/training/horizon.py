@@ -95,11 +95,17 @@ def lowest_rho(course: Course, method: Method, profile: FlopsProfile) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Horizon:
-    """What to train, the point that it was chosen at, and for how many steps."""
+    """What to train, the point that it was chosen at, and for how many steps.
+
+    Attributes:
+        unpaid: the part of measuring that rho does not pay for, because the cheapest step leaves
+            less: a share of full fine-tuning over ``n_steps``. They exceed rho by it.
+    """
 
     choice: Choice
     point: SelectionPoint
     n_steps: int
+    unpaid: float = 0.0
 
 
 def choose(
@@ -147,10 +153,13 @@ def choose(
             rate=rate,
         )
         try:
-            found.append(Horizon(choice=method.choose(point), point=point, n_steps=n_steps))
+            choice = method.choose(point)
         except RhoInfeasible:
             if is_longest and not found:
                 raise
+            continue
+        unpaid = wanted - point.overhead if rho < 1 else 0.0
+        found.append(Horizon(choice=choice, point=point, n_steps=n_steps, unpaid=unpaid))
     return _shortest_of_the_best(found)
 
 

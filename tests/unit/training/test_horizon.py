@@ -159,6 +159,8 @@ def test_what_measuring_costs_is_paid_out_of_the_share():
     # the first epoch's batches are the mean; others differ a little in padding
     assert result.flops / result.full_flops <= rho * 1.01
     assert result.flops > result.selection_flops > 0
+    assert selection.unpaid == 0
+    assert selection.verdict == ""
 
 
 def test_where_measuring_leaves_too_little_the_cheapest_step_is_still_made():
@@ -167,6 +169,24 @@ def test_where_measuring_leaves_too_little_the_cheapest_step_is_still_made():
     job = _green(rho=lowest * 1.001, n_epochs=1)
     fit(dataclasses.replace(job, reuse=None), hooks=[seen])
     assert [s.rho_planned for s in seen.selections] == [pytest.approx(lowest)]
+
+
+def test_a_job_too_short_to_pay_for_measuring_says_by_how_much_it_exceeds_its_share():
+    seen = Steps()
+    job = dataclasses.replace(_green(rho=0.6, n_epochs=1, max_steps=2), reuse=None)
+    result = fit(job, hooks=[seen])
+    [selection] = seen.selections
+    assert selection.n_steps == 2
+    measuring = selection.flops / (job.profile.full_flops * 2)
+    spent = selection.rho_planned + measuring
+    assert selection.unpaid > 0.1
+    assert selection.rho + selection.unpaid == pytest.approx(spent, rel=0.01)
+    # the two batches differ from the mean one in length
+    assert result.flops / result.full_flops > selection.rho + 0.1
+    assert (
+        f"too few steps (2) to pay for measuring importance, which exceeds rho by "
+        f"{selection.unpaid:.1%} of full fine-tuning's FLOPs over them" in selection.verdict
+    )
 
 
 @pytest.mark.parametrize("is_efficient", [False, True])
@@ -184,7 +204,8 @@ def test_nothing_is_kept_back_where_everything_may_be_trained(is_efficient):
             step=0,
             rho=1.0,
             measuring_steps=measuring_steps,
-        ).choice
+        )
         for measuring_steps in (0.0, 1.5)
     ]
-    assert found[0] == found[1]
+    assert found[0].choice == found[1].choice
+    assert found[1].unpaid == 0
