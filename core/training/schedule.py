@@ -9,8 +9,9 @@ same model: 3e-4 for the last blocks (at rho .5, where 2e-4 and 4e-4 were tried)
 slowly). LoRA on selected projections has a rule of its own: 1e-3 at rho .7 and 2e-3 at .5 (5e-4 to
 2e-3); LoRA on every projection takes it too. Where samples are seen several times each pass wants
 its part of the rate: the peak is divided by the number of passes (docs/learning.md, "Samples seen
-again"). Larger models usually want lower rates: set ``learning_rate`` or
-``learning_rate_multiplier`` there.
+again"). Prefixes are the exception: they are still far from learnt after two passes and keep their
+rate. Larger models usually want lower rates: set ``learning_rate`` or ``learning_rate_multiplier``
+there.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from core.training_options import Schedule
 _RULE: Final = ((0.4, 0.5, 0.7, 1.0), np.log([5e-4, 3e-4, 2e-4, 1e-4]))
 _LOW_RANK_RULE: Final = ((0.5, 0.7), np.log([2e-3, 1e-3]))
 _OWN_PEAKS: Final = {"last_k": 3e-4, "lora": 2e-3, "prefix": 1e-2}
+_KEPT_OVER_PASSES: Final = frozenset({"prefix"})
 
 
 def peak_learning_rate(
@@ -69,7 +71,8 @@ def peak_learning_rates(
     one = _OWN_PEAKS.get(method)
     rule = _LOW_RANK_RULE if method == "green_lora" else _RULE
     base = np.full_like(shares, one) if one is not None else np.exp(np.interp(shares, *rule))
-    return base * scale / max(passes, 1.0)
+    shared_by = 1.0 if method in _KEPT_OVER_PASSES else max(passes, 1.0)
+    return base * scale / shared_by
 
 
 def schedule_factor(kind: Schedule, step: int, total_steps: int, warmup_ratio: float) -> float:

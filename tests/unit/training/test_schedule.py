@@ -68,7 +68,7 @@ def test_any_shape_is_priced_as_it_is_profiled(kind):
         assert mean.step_flops(chosen) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("method", ["green", "green_lora", "lora", "last_k", "prefix"])
+@pytest.mark.parametrize("method", ["green", "green_lora", "lora", "last_k"])
 def test_samples_that_are_seen_again_share_their_rate(method):
     once = peak_learning_rate(0.7, method=method)
     assert peak_learning_rate(0.7, method=method, passes=0.4) == once
@@ -76,6 +76,12 @@ def test_samples_that_are_seen_again_share_their_rate(method):
     assert peak_learning_rate(0.7, method=method, passes=1.5, multiplier=2) == pytest.approx(
         once / 0.75
     )
+
+
+def test_prefixes_keep_their_rate_however_often_samples_are_seen():
+    once = peak_learning_rate(0.7, method="prefix")
+    assert peak_learning_rate(0.7, method="prefix", passes=3) == once
+    assert peak_learning_rate(0.7, method="prefix", passes=3, multiplier=2) == 2 * once
 
 
 def test_a_rate_that_was_asked_for_is_kept_however_often_samples_are_seen():
