@@ -194,7 +194,7 @@ class ProgressHook(Hook):
                 "predicted_drop": record.importance,
                 "drop_per_flop": record.drop_per_flop,
                 "full_ratio": record.full_ratio,
-                "unpaid_share": record.unpaid,
+                "unpaid_share": record.unpaid_share,
                 "quality_curve": [list(point) for point in record.quality_curve],
             },
         )

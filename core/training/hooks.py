@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from core.spec import Currency
 from core.training.rates import NOUNS, UNITS, Rates
+
+#: share of full fine-tuning below which an excess over rho is not put into words
+_WORTH_SAYING: Final = 0.001
 
 
 class Control(Enum):
@@ -109,7 +112,7 @@ class SelectionRecord:
     flops_share_planned: float | None = None
     #: what measuring takes beyond ``rho``, as a share of full fine-tuning over ``n_steps``; above 0
     #: where a job or interval is too short to pay for it
-    unpaid: float = 0.0
+    unpaid_share: float = 0.0
 
     @property
     def shares(self) -> str:
@@ -126,11 +129,11 @@ class SelectionRecord:
 
     @property
     def _of_measuring(self) -> str:
-        if f"{self.unpaid:.1%}" == "0.0%":
+        if self.unpaid_share < _WORTH_SAYING:
             return ""
         return (
             f"; too few steps ({self.n_steps}) to pay for measuring importance, which exceeds rho "
-            f"by {self.unpaid:.1%} of full fine-tuning's {NOUNS[self.currency]} over them"
+            f"by {self.unpaid_share:.1%} of full fine-tuning's {NOUNS[self.currency]} over them"
         )
 
     @property

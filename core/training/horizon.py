@@ -98,14 +98,14 @@ class Horizon:
     """What to train, the point that it was chosen at, and for how many steps.
 
     Attributes:
-        unpaid: the part of measuring that rho does not pay for, because the cheapest step leaves
-            less: a share of full fine-tuning over ``n_steps``. They exceed rho by it.
+        unpaid_share: the part of measuring that rho does not pay for, because the cheapest step
+            leaves less: a share of full fine-tuning over ``n_steps``. They exceed rho by it.
     """
 
     choice: Choice
     point: SelectionPoint
     n_steps: int
-    unpaid: float = 0.0
+    unpaid_share: float = 0.0
 
 
 def choose(
@@ -159,7 +159,7 @@ def choose(
                 raise
             continue
         unpaid = wanted - point.overhead if rho < 1 else 0.0
-        found.append(Horizon(choice=choice, point=point, n_steps=n_steps, unpaid=unpaid))
+        found.append(Horizon(choice=choice, point=point, n_steps=n_steps, unpaid_share=unpaid))
     return _shortest_of_the_best(found)
 
 

@@ -88,7 +88,7 @@ def selection_record(
         full_ratio=choice.full_ratio if has_drops else None,
         currency="flops" if state.rates is None else state.rates.currency,
         flops_share_planned=share,
-        unpaid=found.unpaid,
+        unpaid_share=found.unpaid_share,
     )
 
 

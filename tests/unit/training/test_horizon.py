@@ -159,7 +159,7 @@ def test_what_measuring_costs_is_paid_out_of_the_share():
     # the first epoch's batches are the mean; others differ a little in padding
     assert result.flops / result.full_flops <= rho * 1.01
     assert result.flops > result.selection_flops > 0
-    assert selection.unpaid == 0
+    assert selection.unpaid_share == 0
     assert selection.verdict == ""
 
 
@@ -179,13 +179,13 @@ def test_a_job_too_short_to_pay_for_measuring_says_by_how_much_it_exceeds_its_sh
     assert selection.n_steps == 2
     measuring = selection.flops / (job.profile.full_flops * 2)
     spent = selection.rho_planned + measuring
-    assert selection.unpaid > 0.1
-    assert selection.rho + selection.unpaid == pytest.approx(spent, rel=0.01)
+    assert selection.unpaid_share > 0.1
+    assert selection.rho + selection.unpaid_share == pytest.approx(spent, rel=0.01)
     # the two batches differ from the mean one in length
     assert result.flops / result.full_flops > selection.rho + 0.1
     assert (
         f"too few steps (2) to pay for measuring importance, which exceeds rho by "
-        f"{selection.unpaid:.1%} of full fine-tuning's FLOPs over them" in selection.verdict
+        f"{selection.unpaid_share:.1%} of full fine-tuning's FLOPs over them" in selection.verdict
     )
 
 
@@ -208,4 +208,4 @@ def test_nothing_is_kept_back_where_everything_may_be_trained(is_efficient):
         for measuring_steps in (0.0, 1.5)
     ]
     assert found[0].choice == found[1].choice
-    assert found[1].unpaid == 0
+    assert found[1].unpaid_share == 0

@@ -80,6 +80,7 @@ def test_samples_that_are_seen_again_share_their_rate(method):
 
 def test_prefixes_keep_their_rate_however_often_samples_are_seen():
     once = peak_learning_rate(0.7, method="prefix")
+    assert peak_learning_rate(0.7, method="prefix", passes=0.4) == once
     assert peak_learning_rate(0.7, method="prefix", passes=3) == once
     assert peak_learning_rate(0.7, method="prefix", passes=3, multiplier=2) == 2 * once
 

@@ -86,7 +86,7 @@ def test_events_tell_the_currency_its_prices_and_both_shares():
     scribe = Scribe()
     hook = ProgressHook(scribe, 0.5)
     hook.on_start(start_record(rates=RATES, full_step_cost=6.04))
-    hook.on_selection(_selection(currency="seconds", full_ratio=1.2, n_steps=4, unpaid=0.31))
+    hook.on_selection(_selection(currency="seconds", full_ratio=1.2))
     (started, start), (selected, selection) = scribe.events
     assert started.endswith(
         "rho counts seconds: full fine-tuning's step costs about 6.04 s here, measured in 30.0 s"
@@ -94,11 +94,24 @@ def test_events_tell_the_currency_its_prices_and_both_shares():
     assert start["rates"]["forward"] == RATES.forward
     assert start["full_step_cost"] == 6.04
     assert "at rho 0.5, 49.9% of full fine-tuning's time, 56.3% of its FLOPs" in selected
-    assert "exceeds rho by 31.0% of full fine-tuning's time over them" in selected
-    assert selection["unpaid_share"] == 0.31
-    assert "1.20 times as much per second; " in selected
+    assert selected.endswith("1.20 times as much per second")
     assert selection["currency"] == "seconds"
     assert selection["flops_share_planned"] == 0.563
+
+
+def test_events_tell_what_measuring_takes_beyond_rho():
+    scribe = Scribe()
+    hook = ProgressHook(scribe, 0.5)
+    hook.on_selection(_selection(currency="seconds", n_steps=4, unpaid_share=0.31))
+    hook.on_selection(_selection(n_steps=400))
+    (selected, selection), (paid, paid_data) = scribe.events
+    assert selected.endswith(
+        "; too few steps (4) to pay for measuring importance, which exceeds rho by 31.0% of full "
+        "fine-tuning's time over them"
+    )
+    assert selection["unpaid_share"] == 0.31
+    assert "too few steps" not in paid
+    assert paid_data["unpaid_share"] == 0
 
 
 def _validation(step, loss):
