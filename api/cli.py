@@ -256,6 +256,8 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Energy, grams, finish and quality of a job for several rho and starts. Uploads nothing."""
+    if (file is None) == (tokens is None):
+        raise InvalidInput("Name a file, or say how many --tokens; one of them.")
     n_tokens, n_epochs = (tokens, 1) if file is None else amount_of(file)
     body = {
         "model": model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args
@@ -55,6 +55,12 @@ def report(
     """A job's energy and emissions beside the modelled full fine-tuning, or all jobs' (--fleet)."""
     if fleet == (job_id is not None):
         raise InvalidInput("Name a job, or ask for all of them with --fleet.")
+    of_fleet = {"--start": start, "--end": end, "--group-by": group_by}
+    _refuse_idle(of_fleet | {"--all-tenants": all_tenants}, is_heeded=fleet, scope="--fleet")
+    of_job = {"--verify": check, "--html": html, "--csv": csv}
+    _refuse_idle(of_job, is_heeded=not fleet, scope="one job")
+    if check and as_json:
+        raise InvalidInput("--verify prints a table; leave --json out, or ask for it alone.")
     if fleet:
         _report_fleet(start, end, group_by, all_tenants=all_tenants, as_json=as_json)
         return
@@ -69,6 +75,13 @@ def report(
             print(json.dumps(client.get(path), indent=1))
         elif html is None and csv is None:
             print_report(client.get(path), out)
+
+
+def _refuse_idle(given: Mapping[str, object], *, is_heeded: bool, scope: str) -> None:
+    """Raises InvalidInput for the first option that was given and would have no effect."""
+    for option, value in given.items():
+        if value and not is_heeded:
+            raise InvalidInput(f"{option} is for {scope}; leave it out, or ask for that.")
 
 
 def _save(client: Client, path: str, target: Path, form: str) -> None:

@@ -1,4 +1,4 @@
-"""Options that a job's method ignores are refused by name, at every door alike.
+"""Options that a job's method or plan ignores are refused by name, at every door alike.
 
 Not by `core.spec.GreenOptions` itself: it has a value for every option, and cannot tell those that
 somebody chose from defaults.
@@ -43,8 +43,9 @@ def refuse_ignored(green: GreenOptions, said: Mapping[str, Any]) -> None:
             costs what it costs, a ``rho`` of 1.
 
     Raises:
-        InvalidInput: ``param`` is the first option that ``green.method`` ignores.
+        InvalidInput: ``param`` is the first option that ``green.method`` or the plan ignores.
     """
+    _refuse_idle_wishes(green, said)
     if not green.follows_rho and said.get("rho") not in (None, 1):
         raise InvalidInput(
             f"{_chosen(green)} costs what it costs: leave green.rho out or at 1; "
@@ -64,6 +65,22 @@ def refuse_ignored(green: GreenOptions, said: Mapping[str, Any]) -> None:
             f"{path} is for {words}; {_chosen(green)} ignores it: leave it out, or choose such a "
             "method.",
             param=path,
+        )
+
+
+def _refuse_idle_wishes(green: GreenOptions, said: Mapping[str, Any]) -> None:
+    """Those about a budget or a wait that was not asked for: whoever gives one counts on it."""
+    if said.get("on_budget") is not None and not green.has_budget:
+        raise InvalidInput(
+            "green.on_budget says what happens once a budget is spent, and this job has none: give "
+            "green.carbon_budget_g or green.energy_budget_wh, or leave it out.",
+            param="green.on_budget",
+        )
+    if said.get("max_hold_s") is not None and green.schedule != "green":
+        raise InvalidInput(
+            "green.max_hold_s ends the wait for greener hours, and green.schedule "
+            f'{green.schedule} waits for none: ask for green.schedule "green", or leave it out.',
+            param="green.max_hold_s",
         )
 
 

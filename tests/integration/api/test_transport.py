@@ -54,6 +54,15 @@ def test_a_caller_who_hangs_up_is_no_fault_of_ours(
     assert any("POST /v1/files" in r.getMessage() for r in caplog.records)
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_balancers_may_ask_for_health_by_head(http: TestClient, path: str) -> None:
+    """What many of them and most uptime monitors send by default; it was 405, so: down."""
+    told, asked = http.head(path), http.get(path)
+    assert told.status_code == asked.status_code
+    assert told.status_code in (200, 503)
+    assert told.content == b""
+
+
 @pytest.mark.parametrize("path", ["/v1/files/", "/v1/fine_tuning/jobs/", "/v1/nowhere"])
 def test_a_path_that_is_none_says_so(http: TestClient, client: openai.OpenAI, path: str) -> None:
     """A redirect went to http:// behind a proxy that ends TLS, and an upload met the cap of JSON

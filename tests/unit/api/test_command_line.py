@@ -43,3 +43,28 @@ def test_no_help_is_taken_for_markup() -> None:
     """Rich takes words in brackets for tags, and shows nothing of them."""
     shown = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output
     assert "Serve on when done (default: in a terminal)." in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("report", "JOB", "--start", "-7d"), "--start is for --fleet"),
+        (("report", "JOB", "--end", "-7d"), "--end is for --fleet"),
+        (("report", "JOB", "--group-by", "zone"), "--group-by is for --fleet"),
+        (("report", "JOB", "--all-tenants"), "--all-tenants is for --fleet"),
+        (("report", "--fleet", "--verify"), "--verify is for one job"),
+        (("report", "--fleet", "--html", "a.html"), "--html is for one job"),
+        (("report", "--fleet", "--csv", "a.csv"), "--csv is for one job"),
+        (("report", "JOB", "--verify", "--json"), "--verify prints a table"),
+        (("estimate",), "Name a file, or say how many --tokens; one of them"),
+        (("estimate", "FILE", "--tokens", "9"), "Name a file, or say how many --tokens"),
+    ],
+)
+def test_an_option_that_would_have_no_effect(
+    arguments: tuple[str, ...], told: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "t.jsonl"
+    file.write_text("{}\n")
+    refused = CliRunner().invoke(app, [str(file) if a == "FILE" else a for a in arguments])
+    assert isinstance(refused.exception, InvalidInput), refused.exception
+    assert told in str(refused.exception)

@@ -130,6 +130,34 @@ def test_refusals(fields: dict[str, Any], code: str, param: str) -> None:
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
+@pytest.mark.parametrize(
+    ("green", "param", "needed"),
+    [
+        ({"on_budget": "fail"}, "green.on_budget", "green.carbon_budget_g"),
+        ({"on_budget": "pause", "schedule": "green"}, "green.on_budget", "green.energy_budget_wh"),
+        ({"max_hold_s": 60}, "green.max_hold_s", "green.schedule"),
+        ({"max_hold_s": 60, "schedule": "now"}, "green.max_hold_s", "green.schedule"),
+        ({"max_hold_s": 60, "carbon_budget_g": 9}, "green.max_hold_s", "green.schedule"),
+    ],
+)
+def test_a_wish_about_what_was_not_asked_for_is_refused(
+    green: dict[str, Any], param: str, needed: str
+) -> None:
+    """They were taken and had no effect: nobody was told that there is no budget, or no wait."""
+    with pytest.raises(InvalidInput) as refused:
+        spec("FR", green=green)
+    assert (refused.value.code, refused.value.param) == ("invalid_value", param)
+    assert needed in refused.value.message
+    assert "leave it out" in refused.value.message
+
+
+def test_a_wish_about_what_was_asked_for_is_taken() -> None:
+    spent = spec("FR", green={"on_budget": "fail", "energy_budget_wh": 5, "max_hold_s": None})
+    assert (spent.green.on_budget, spent.green.energy_budget_wh) == ("fail", 5)
+    held = spec("FR", green={"max_hold_s": 60, "schedule": "green", "on_budget": None})
+    assert (held.green.max_hold_s, held.green.on_budget) == (60, "pause")
+
+
 def test_method_hyperparameters_come_first() -> None:
     made = spec(method=supervised(n_epochs=3, batch_size="auto"))
     assert (made.training.n_epochs, made.training.batch_size) == (3, None)
