@@ -162,7 +162,9 @@ def _postgres_arguments(idle_timeout_s: float) -> dict[str, Any]:
     options = " ".join(f"-c {name}={value}" for name, value in milliseconds.items())
     return {
         "connect_timeout": CONNECT_TIMEOUT_S,
-        "options": f"-c timezone=UTC {options}",
+        # the driver reads and writes these alone, whatever a server's or a role's own settings are
+        "options": f"-c timezone=UTC -c datestyle=ISO {options}",
+        "client_encoding": "utf8",
         "application_name": "greentune",
         # a peer that vanished without a word is noticed after about half a minute
         "keepalives_idle": 10,

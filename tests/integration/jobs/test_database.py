@@ -41,6 +41,24 @@ def test_moments_come_back_in_utc_to_the_microsecond(database):
     assert seen.tzinfo is UTC
 
 
+@pytest.mark.parametrize(
+    "habit",
+    ["datestyle TO 'German'", "timezone TO 'Australia/Lord_Howe'", "client_encoding TO latin1"],
+)
+def test_postgres_with_habits_of_its_own_is_read_alike(postgres_url: str, habit: str) -> None:
+    """Another style of dates failed every request, another encoding every name outside of it."""
+    migrations.upgrade(postgres_url)
+    database = open_database(postgres_url)
+    with database.transaction() as session:
+        name = session.execute(text("SELECT current_database()")).scalar_one()
+        session.execute(text(f'ALTER DATABASE "{name}" SET {habit}'))
+    database.dispose()
+    touch(database, ODD, name="w\N{SEEDLING}")
+    with database.read() as session:
+        assert session.execute(select(Worker.name, Worker.seen_at)).one() == ("w\N{SEEDLING}", ODD)
+    database.dispose()
+
+
 def test_moments_without_a_zone_are_refused(database):
     with pytest.raises((InvalidInput, StatementError), match="no time zone"):
         touch(database, NOW.replace(tzinfo=None))
