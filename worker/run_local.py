@@ -48,6 +48,7 @@ from worker.local_folder import LocalFolder, MetricsFile
 from worker.overheads import OverheadHook
 from worker.prepare import Prepared, export, prepare, train
 from worker.room import RoomHook
+from worker.system_errors import system_errors
 from worker.whole_files import write_whole
 
 _HISTORY = timedelta(days=7)
@@ -108,7 +109,7 @@ def run_local(spec: JobSpec, out: Path, settings: Settings, console: Console) ->
             stop=stop,
             console=console,
         )
-        with account.attempt() as attempt, _advised(folder):
+        with account.attempt() as attempt, _advised(folder), system_errors():
             result = run.carry_out(attempt.started_at)
             account.ended("succeeded" if result.outcome == "finished" else result.outcome)
         if result.outcome != "finished":

@@ -53,6 +53,7 @@ from worker.reporter import Reporter
 from worker.rho import resolve_rho
 from worker.room import RoomHook, split
 from worker.scratch import scratch_folder
+from worker.system_errors import system_errors
 from worker.uploads import CheckpointHook
 from worker.world import World, open_world
 
@@ -125,7 +126,8 @@ class Training:
         ending = self._metered()
         if isinstance(ending, Trained):
             try:
-                ending = self._delivery.success(ending)
+                with system_errors():
+                    ending = self._delivery.success(ending)
             except LeaseLost:
                 raise
             except Exception as error:  # noqa: BLE001  the row hears of it, the log has it all
@@ -153,7 +155,7 @@ class Training:
             overheads = OverheadHook(log.take_overhead, since=self._meter.started_at)
             try:
                 scratch_in = scratch_folder(self._world.home / "scratch", name)
-                with scratch_in as scratch, overheads.attempt():
+                with scratch_in as scratch, overheads.attempt(), system_errors():
                     return self._work(scratch, log, overheads)
             except LeaseLost:
                 raise

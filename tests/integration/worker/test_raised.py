@@ -84,6 +84,21 @@ def test_an_exception_that_comes_again_ends_the_job_and_says_which(
 
 
 @pytest.mark.usefixtures("settings")
+def test_a_disk_that_is_full_as_safetensors_says_it_is_no_bug(
+    desk: Desk, chat_lines: Callable[[int], bytes]
+) -> None:
+    """The second full disk in a row, within seconds, failed the job for good."""
+    job_id = desk.submit(chat_lines(12))
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    error = f"__import__('safetensors').SafetensorError({said!r})"
+    with running(Flaky(desk.database), broken(error), max_attempts=5):
+        until(lambda: desk.job(job_id).retries == 1, timeout_s=TIMEOUT_S)
+    first = attempts(desk, job_id)[0]
+    assert (first.outcome, first.failure) == ("transient", None)
+    assert not desk.job(job_id).status.is_terminal
+
+
+@pytest.mark.usefixtures("settings")
 def test_a_process_that_ends_before_it_can_say_why_is_a_crash(
     desk: Desk, chat_lines: Callable[[int], bytes], capfd: pytest.CaptureFixture[str]
 ) -> None:
