@@ -30,12 +30,13 @@ from core.training.horizon import choose
 from core.training.importance import rank_tensors
 from core.training.job import FitJob
 from core.training.measuring import measure_rates
+from core.training.micro_batches import MicroBatches
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.probing import Probes, draw_probes
 from core.training.ranking import is_drop
 from core.training.refill import note_stored, refill
-from core.training.step import StepInputs, needs_mask
+from core.training.step import needs_mask
 from core.training.summary import (
     best_record,
     checkpoint_record,
@@ -81,6 +82,7 @@ class Run:
             forward=job.prices.forward,
         )
         self._step.recomputes = job.training.gradient_checkpointing
+        self._micro_batches = MicroBatches(job, self._step)
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
         patience = job.training.early_stopping_patience
         self._best = EarlyStopping(
@@ -210,7 +212,7 @@ class Run:
         """Gradients of the mean loss over all label tokens of the step's micro-batches."""
         started_s = time.perf_counter()
         self._step.at_step = self._state.step
-        batches = self._step_inputs(self._state.step)
+        batches = self._micro_batches.of(self._state.step)
         n_labels = sum(inputs.n_labels for inputs in batches)
         loss_sum = torch.zeros((), device=self._model.device)
         n_correct = torch.zeros((), dtype=torch.long, device=self._model.device)
@@ -221,6 +223,7 @@ class Run:
             loss_sum += output.loss_sum.detach()
             n_correct += output.n_correct
             saved_flops += output.saved_flops
+        self._micro_batches.make_ahead(self._state.step + 1)
         self._pending = _Pending(
             loss=float(loss_sum) / n_labels,
             token_accuracy=int(n_correct) / n_labels,
@@ -380,9 +383,6 @@ class Run:
             clip=self._state.clip,
             seed=self._job.seed + self._state.step,
         )
-
-    def _step_inputs(self, step: int) -> list[StepInputs]:
-        return [self._step.inputs(batch) for batch in self._job.batches(step)]
 
     def _not_finite(self, what: str, value: float) -> NanLoss:
         return NanLoss(

@@ -197,6 +197,41 @@ def test_only_a_measured_loss_drop_gives_a_quality_curve():
     assert curves["importance"][-1][1] == 1
 
 
+class Noting(Hook):
+    """A feed that notes which batches are asked of it, and a hook that notes the steps done."""
+
+    def __init__(self, feed):
+        self._feed = feed
+        self.seen = []
+
+    @property
+    def batches_per_epoch(self):
+        return self._feed.batches_per_epoch
+
+    def batch(self, epoch, index):
+        self.seen.append((epoch, index))
+        return self._feed.batch(epoch, index)
+
+    def on_step(self, record):
+        self.seen.append(f"step {record.step}")
+
+
+def test_each_batch_is_made_once_and_before_the_step_ahead_of_it_is_over():
+    job = _job(method="full", n_epochs=2, gradient_accumulation=2)
+    noting = Noting(job.feed)
+    fit(dataclasses.replace(job, feed=noting), hooks=[noting])
+    firsts, seconds = [[(e, 0), (e, 1)] for e in (0, 1)], [[(e, 2), (e, 3)] for e in (0, 1)]
+    assert noting.seen == [
+        *firsts[0],
+        *(*seconds[0], "step 1"),
+        *((0, 4), "step 2"),
+        *(*firsts[1], "step 3"),
+        *(*seconds[1], "step 4"),
+        *((1, 4), "step 5"),
+        "step 6",
+    ]
+
+
 def test_accumulated_micro_batches_equal_one_large_batch():
     whole = {
         key: torch.cat([Batches(2).batch(0, i)[key] for i in range(2)])
