@@ -63,14 +63,13 @@ class Contender:
 
     @property
     def label(self) -> str:
-        if self.engine == "trainer":
-            return f"trainer {self.method}"
         if self.k is not None:
             return f"last {self.k} blocks"
         shown = f"{self.rho:g}" if isinstance(self.rho, float) else self.rho or ""
         if self.target_modules != "default":
             shown = self.target_modules
-        return f"{self.method} {shown}".strip()
+        engine = "" if self.engine == "greentune" else self.engine
+        return " ".join(filter(None, (engine, self.method, shown)))
 
     @property
     def options(self) -> MethodOptions:
@@ -107,6 +106,7 @@ SIDE: Final = (
     Contender(method="prefix"),
     Contender(method="full", engine="trainer"),
     Contender(method="lora", engine="trainer"),
+    Contender(method="lora", engine="trainer", target_modules="all-linear"),
 )
 
 
