@@ -130,7 +130,7 @@ def load_config(model: str, *, folder: str | Path | None = None, is_offline: boo
     tried = []
     if path.exists():
         sources: Iterator[tuple[str, Callable[[], Any]]] = iter(
-            [("folder", lambda: transformers.AutoConfig.from_pretrained(path))]
+            [("folder", lambda: _config(pretrained_model_name_or_path=path))]
         )
     else:
         sources = _config_sources(model, is_offline)
@@ -200,10 +200,10 @@ def _sources(
 
 
 def _config_sources(model: str, is_offline: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    auto = transformers.AutoConfig.from_pretrained
-    yield "hub cache", lambda: auto(model, local_files_only=True)
+    hub = {"pretrained_model_name_or_path": model}
+    yield "hub cache", lambda: _config(**hub, local_files_only=True)
     if not (is_offline or huggingface_hub.constants.HF_HUB_OFFLINE):
-        yield "hub", lambda: auto(model) if hub_answers() else _refuse("does not answer")
+        yield "hub", lambda: _config(**hub) if hub_answers() else _refuse("does not answer")
     if model == PACKAGED_MODEL:
         yield "package", lambda: _without_quantisation(_packaged_config())
 
@@ -211,14 +211,15 @@ def _config_sources(model: str, is_offline: bool) -> Iterator[tuple[str, Callabl
 def _load(model_id: str, source: str, place: Callable[[], dict[str, Any]]) -> LoadedModel:
     where = place()
     transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(**where, trust_remote_code=False)
+    config = _config(**where)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelUnsupported(
             f"The model {model_id!r} holds quantised weights, which cannot be fine-tuned tensor by "
             "tensor; name the unquantised model.",
             param="model",
         )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+    with _damage_named("the tokenizer's files"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
     model = _weights(model_id, config, where)
     if model.get_output_embeddings() is None:
         raise ModelUnsupported(
@@ -232,6 +233,24 @@ def _load(model_id: str, source: str, place: Callable[[], dict[str, Any]]) -> Lo
         source=source,
         fingerprint=fingerprint_of(model),
     )
+
+
+def _config(**where: Any) -> Any:
+    with _damage_named("config.json"):
+        return transformers.AutoConfig.from_pretrained(**where, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _damage_named(files: str) -> Iterator[None]:
+    """Of a value that it did not expect transformers raises whatever comes; here a ValueError."""
+    try:
+        yield
+    except (OSError, ValueError, httpx.HTTPError):
+        raise
+    except Exception as error:
+        # several lines, of which the last says what is wrong
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{files} cannot be read: {type(error).__name__}: {reason}") from error
 
 
 def _weights(model_id: str, config: Any, where: dict[str, Any]) -> Any:

@@ -230,3 +230,36 @@ def test_what_is_wrong_with_a_named_folder_is_no_matter_of_the_hub(tiny_model, t
         load_model("mine", folder=folder, cache=tmp_path)
     assert "hub" not in caught.value.message
     assert str(folder) in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        ("config.json", {"num_attention_heads": 5}, "hidden size"),
+        ("config.json", {"hidden_size": "big"}, "hidden_size"),
+        ("tokenizer.json", {"added_tokens": 7}, "tokenizer"),
+        ("tokenizer.json", {"model": {"type": "unheard of"}}, "tokenizer"),
+    ],
+    ids=str,
+)
+def test_a_damaged_file_of_a_model_is_told_with_what_is_wrong(
+    file, change, reason, tiny_model, tmp_path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    content = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(content | change))
+    with pytest.raises(ModelUnavailable, match=reason) as caught:
+        load_model("mine", folder=folder, cache=tmp_path)
+    assert str(folder) in caught.value.message
+    if file == "config.json":
+        with pytest.raises(ModelUnavailable, match=reason):
+            load_config(str(folder))
+
+
+def test_a_tokenizer_without_its_parts_is_told(tiny_model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelUnavailable, match="the tokenizer's files cannot be read: KeyError"):
+        load_model("mine", folder=folder, cache=tmp_path)
