@@ -154,6 +154,9 @@ class MetaTrace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args = self._indices_read(kernel, args)
             args, kwargs = _replaced(args, self._on_meta), dict(kwargs)
             kwargs.update({k: self._on_meta(v) for k, v in kwargs.items() if isinstance(v, Tensor)})
+            if kwargs.get("device") is not None:
+                # a buffer that goes to where the batch is: in training it is there already
+                kwargs["device"] = torch.device("meta")
         # torch's grouped product refuses float32 on meta, which it takes elsewhere
         is_grouped = kernel is _aten._grouped_mm  # noqa: SLF001
         out = (

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
+from core.training.flops import profile
 from core.training.meta_trace import run_on_shapes
 
 aten = torch.ops.aten
@@ -59,3 +62,24 @@ def test_remembered_layouts_are_torchs_own(
 
 def _as_tuple(out: Any) -> tuple[torch.Tensor, ...]:
     return (out,) if isinstance(out, torch.Tensor) else tuple(out)
+
+
+def test_a_buffer_may_follow_the_batch_to_its_device() -> None:
+    # as RoBERTa's token types do; weights are on meta here, the batch is not
+    config = transformers.RobertaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        pad_token_id=0,
+        is_decoder=True,
+    )
+    model = transformers.RobertaForCausalLM(config).eval()
+    model.set_attn_implementation("eager")
+    ids = torch.full((2, 9), 3)
+    batch = {"input_ids": ids, "labels": ids}
+    costs = profile(model, batch)
+    with FlopCounterMode(display=False) as counter:
+        model(**batch).loss.backward()
+    assert costs.full_flops == counter.get_total_flops()
