@@ -213,26 +213,23 @@ def submit(
         "training": {"max_steps": max_steps} if max_steps else None,
     }
     with server() as client:
-        files = [client.upload(path) for path in (file, validation) if path is not None]
-        for path, uploaded in zip((file, validation), files, strict=False):
-            if uploaded["status"] == "error":
-                raise InvalidInput(f"{path}: {uploaded['status_details']}")
-        job = client.post(
-            "/v1/fine_tuning/jobs",
-            {
-                "model": model,
-                "training_file": files[0]["id"],
-                "validation_file": files[1]["id"] if validation else None,
-                "suffix": suffix,
-                "method": {
-                    "type": "supervised",
-                    "supervised": {
-                        "hyperparameters": {"n_epochs": epochs, "batch_size": batch_size}
+        with client.uploaded([path for path in (file, validation) if path is not None]) as files:
+            job = client.post(
+                "/v1/fine_tuning/jobs",
+                {
+                    "model": model,
+                    "training_file": files[0]["id"],
+                    "validation_file": files[1]["id"] if validation else None,
+                    "suffix": suffix,
+                    "method": {
+                        "type": "supervised",
+                        "supervised": {
+                            "hyperparameters": {"n_epochs": epochs, "batch_size": batch_size}
+                        },
                     },
+                    "green": green,
                 },
-                "green": green,
-            },
-        )
+            )
         print(job["id"], flush=True)
         if follow:
             _follow(client, job["id"], err)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,26 @@ class Client:
                 timeout=UPLOAD_TIMEOUT,
             )
 
+    @contextmanager
+    def uploaded(self, paths: Sequence[Path]) -> Iterator[list[dict[str, Any]]]:
+        """The files' objects, for what is asked within; a refusal there removes them again. Where
+        no answer came they stay: what they are for may have begun.
+
+        Raises:
+            InvalidInput: a file with mistakes, which names them.
+        """
+        files: list[dict[str, Any]] = []
+        try:
+            for path in paths:
+                files.append(self.upload(path))
+                _require_no_mistakes(path, files[-1])
+            yield files
+        except (ServerError, InvalidInput):
+            for file in files:
+                with suppress(GreentuneError):  # the refusal is what is told
+                    self._ask("DELETE", f"/v1/files/{file['id']}")
+            raise
+
     def download(self, file_id: str, target: Path) -> Path:
         """Write a file's content to ``target``."""
         return self.save(f"/v1/files/{file_id}/content", target)
@@ -126,6 +146,11 @@ class Client:
                 f"No answer from {self.url} ({error}). Is `greentune serve` running, and is "
                 "GREENTUNE_URL right?"
             ) from error
+
+
+def _require_no_mistakes(path: Path, file: Mapping[str, Any]) -> None:
+    if file["status"] == "error":
+        raise InvalidInput(f"{path}: {file['status_details']}")
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
