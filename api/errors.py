@@ -11,13 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from core.errors import (
     AuthenticationFailed,
@@ -139,8 +140,23 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     if error.status_code == HTTPStatus.NOT_FOUND:
         path = request.url.path[:_MAX_SHOWN_INPUT]
         message = f"There is nothing at {path}. /docs lists all paths; none ends in a slash."
+    headers = error.headers
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(_methods_at(request))
+        headers = {"allow": allowed}
+        message = f"{request.method[:_MAX_SHOWN_INPUT]} is not possible here; possible: {allowed}."
     body = error_body(message, kind=kind, code=code)
-    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    return JSONResponse(body, status_code=error.status_code, headers=headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes with the request's path; the framework's refusal names the first one's."""
+
+    def is_routed(method: HTTPMethod) -> bool:
+        scope = {**request.scope, "method": method.value}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method.value for method in HTTPMethod if is_routed(method)]
 
 
 async def _on_os_error(request: Request, error: Exception) -> JSONResponse:

@@ -99,3 +99,16 @@ def test_a_form_field_that_nobody_knows_is_refused(
     )
     part = http.post(f"/v1/uploads/{upload.id}/parts", files={"data": b"x"}, data={field: "1"})
     assert (part.status_code, part.json()["error"]["code"]) == (400, "unknown_parameter")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [("/v1/files", "GET, POST"), ("/v1/files/file-1", "DELETE, GET"), ("/v1/models", "GET")],
+)
+def test_a_method_that_a_path_lacks_is_told_all_that_it_has(
+    http: TestClient, path: str, allowed: str
+) -> None:
+    """The framework names those of the first of the path's routes."""
+    refused = http.put(path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
+    assert refused.json()["error"]["message"] == f"PUT is not possible here; possible: {allowed}."
