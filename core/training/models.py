@@ -99,6 +99,8 @@ def load_model(
     """
     if folder is not None and is_adapter_folder(Path(folder)):
         return _with_adapter(model_id, Path(folder), cache, is_offline, fingerprint)
+    if folder is None:
+        _refuse_missing_folder(model_id)
     tried: list[str] = []
     for source, place in _sources(model_id, folder, cache, is_offline):
         try:
@@ -133,6 +135,7 @@ def load_config(model: str, *, folder: str | Path | None = None, is_offline: boo
             [("folder", lambda: _config(pretrained_model_name_or_path=path))]
         )
     else:
+        _refuse_missing_folder(model)
         sources = _config_sources(model, is_offline)
     for source, read in sources:
         try:
@@ -142,6 +145,12 @@ def load_config(model: str, *, folder: str | Path | None = None, is_offline: boo
     raise ModelUnavailable(
         f"No configuration for {model!r}. Tried {'; '.join(tried)}.", param="model"
     )
+
+
+def _refuse_missing_folder(model_id: str) -> None:
+    """What is written as a path is no id; the hub would complain of its form."""
+    if Path(model_id).is_absolute() or model_id.startswith(("./", "../", "~")):
+        raise ModelUnavailable(f"There is no folder {model_id}.", param="model")
 
 
 def model_class(config: Any) -> Any:

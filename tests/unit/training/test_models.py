@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -56,6 +58,14 @@ def test_a_named_folder_that_is_not_there_is_not_replaced_by_another_source(tmp_
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("place", ["/no/such/model", "./model", "../model", "~/model"])
+def test_a_path_where_no_folder_is_says_so(place, tmp_path):
+    """The hub's answer is about the form of its ids."""
+    for load in (partial(load_model, cache=tmp_path), load_config):
+        with pytest.raises(ModelUnavailable, match=rf"^There is no folder {re.escape(place)}\.$"):
+            load(place)
+
+
 def test_an_unknown_model_says_what_was_tried_and_quickly(tmp_path):
     started = time.monotonic()
     with pytest.raises(ModelUnavailable) as caught:
