@@ -27,10 +27,6 @@ class EnergySample:
     energy_j: float
     method: Method
 
-    @property
-    def is_measured(self) -> bool:
-        return self.method != "estimate"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterGap:

@@ -7,14 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from core.errors import InvalidInput
 
 #: emissions of the whole mix per kWh consumed, or of the plants that one more kWh calls upon;
 #: sums never mix the two
 Kind = Literal["average", "marginal"]
-KINDS: tuple[str, ...] = get_args(Kind)
 #: with construction and fuel supply, or out of the stack only
 Factor = Literal["lifecycle", "direct"]
 #: what a job without a zone is accounted at; always named as such, never guessed from the network

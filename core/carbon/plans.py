@@ -90,9 +90,6 @@ class Plan:
     def finish(self) -> datetime:
         return self.stretches[-1].end
 
-    def runs_at(self, moment: datetime) -> bool:
-        return any(s.start <= moment < s.end for s in self.stretches)
-
     def next_start(self, moment: datetime) -> datetime | None:
         """When to run again, ``moment`` itself if it does now; None when the plan is over."""
         later = [max(s.start, moment) for s in self.stretches if s.end > moment]

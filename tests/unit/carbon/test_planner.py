@@ -71,7 +71,6 @@ def test_the_greenest_hours_are_used():
     assert [(s.start, s.end) for s in drawn.stretches] == [(NOW + 5 * HOUR, NOW + 8 * HOUR)]
     assert drawn.emissions_g == pytest.approx(100 + 90 + 120)
     assert drawn.energy_j == pytest.approx(3 * JOULES_PER_KWH)
-    assert not drawn.runs_at(NOW)
     assert drawn.next_start(NOW) == NOW + 5 * HOUR
     assert drawn.next_start(drawn.finish) is None
     json.dumps(drawn.to_dict(), allow_nan=False)
