@@ -6,7 +6,6 @@ A spec is written once, when the job is accepted, and never changes; what is fou
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -364,13 +363,6 @@ class JobSpec:
         if values.get("eval") is not None:
             values["eval"] = _build(EvalOptions, values["eval"])
         return _build(cls, values)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict(), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        return cls.from_dict(json.loads(text))
 
 
 def _build(kind: type[_T], values: dict[str, Any]) -> _T:

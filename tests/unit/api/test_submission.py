@@ -13,6 +13,7 @@ from api.schemas import CreateJob
 from api.submission import RHO_WITHOUT_ZONE, check_rho, spec_of
 from core.errors import GreentuneError, InvalidInput, MissingParameter, RhoInfeasible
 from core.spec import RHO_FLOOR, SEED_MAX, JobSpec
+from tests.fixtures.specs import stored_and_read
 
 
 def spec(zone: str | None = None, **fields: Any) -> JobSpec:
@@ -276,7 +277,7 @@ def test_nothing_but_our_errors_comes_out(green: dict[str, Any], zone: str | Non
         made = spec(zone, green=green)
     except (GreentuneError, ValidationError):
         return
-    assert made == JobSpec.from_json(made.to_json())
+    assert made == stored_and_read(made)
 
 
 def test_a_methods_options_reach_the_spec() -> None:

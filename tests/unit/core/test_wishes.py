@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from core.errors import InvalidInput
 from core.spec import MAX_HOLD_S, GreenOptions, JobSpec, MethodOptions
 from core.training_options import WEIGHT_DECAY_MAX, TrainingOptions
+from tests.fixtures.specs import stored_and_read
 
 NOON = datetime(2026, 3, 2, 12, tzinfo=UTC)
 FIRST = datetime.min.replace(tzinfo=UTC)
@@ -34,7 +35,7 @@ def test_a_spec_survives_json(
     deadline = None if days is None else (start or NOON) + timedelta(days=days)
     green = GreenOptions(earliest_start=start, deadline=deadline, carbon_budget_g=grams)
     spec = JobSpec(model="m", training_file="file-1", green=green)
-    again = JobSpec.from_json(spec.to_json())
+    again = stored_and_read(spec)
     assert again == spec
     assert again.green.deadline is None or again.green.deadline.tzinfo is UTC
     assert green.is_planned == any(v is not None for v in (start, deadline, grams))
@@ -50,7 +51,7 @@ def test_rho_counts_another_currency_where_it_decides_and_nothing_is_planned() -
     for options in ({}, {"rho": "efficient"}, {"rho": 0.5, "method": "last_k"}):
         green = GreenOptions(currency="seconds", **options)
         spec = JobSpec(model="m", training_file="f", green=green)
-        assert JobSpec.from_json(spec.to_json()).green.currency == "seconds"
+        assert stored_and_read(spec).green.currency == "seconds"
     others: list[dict[str, Any]] = [
         {"method": "full"},
         {"method": "lora"},

@@ -22,6 +22,7 @@ from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
 from core.training.pricing import price_steps
 from core.training_options import TrainingOptions
+from tests.fixtures.specs import stored_and_read
 from tests.fixtures.tiny_models import Batches, padded_batch, tiny_model
 
 PROMPTS = [[7, 8, 9], [12, 13]]
@@ -134,7 +135,7 @@ def test_options_are_checked_and_cross_json():
     )
     assert spec.eval.metrics == ("rougeL", "f1")
     assert spec.to_dict()["eval"]["metrics"] == ["rougeL", "f1"]
-    assert JobSpec.from_json(spec.to_json()) == spec
+    assert stored_and_read(spec) == spec
     with pytest.raises(InvalidInput, match="asks about the examples of a validation file"):
         replace(spec, validation_file=None)
     for wrong in (

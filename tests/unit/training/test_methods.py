@@ -38,6 +38,7 @@ from core.training.pricing import price_steps, profile_shape
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
+from tests.fixtures.specs import stored_and_read
 from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
 
 # PEFT asks transformers 5 for an attribute by its old name, inside its own forward passes too
@@ -300,7 +301,7 @@ def test_a_ranking_costs_what_it_takes(kind, is_free):
 def test_options_are_checked_and_cross_json():
     green = GreenOptions(method="lora", options=MethodOptions(r=4, merge=True))
     spec = JobSpec(model="m", training_file="t", green=green)
-    assert JobSpec.from_json(spec.to_json()) == spec
+    assert stored_and_read(spec) == spec
     for wrong in (
         {"k": 0}, {"r": 1.5}, {"r": True}, {"alpha": 0}, {"dropout": 1}, {"n_virtual_tokens": 0},
         {"merge": 1},
