@@ -176,7 +176,9 @@ def keys_revoke(
 def submit(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Training JSONL.")],
     model: Annotated[str, typer.Option(help="Base model or a fine-tuned one.")] = DEMO_MODEL,
-    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    validation: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out JSONL.")
+    ] = None,
     rho: Annotated[str | None, typer.Option(help="Share of full FLOPs, auto or efficient.")] = None,
     currency: Annotated[str | None, typer.Option(help="Of rho: flops, seconds, joules.")] = None,
     zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
@@ -189,13 +191,20 @@ def submit(
     schedule: Annotated[str | None, typer.Option(help="now, or green (waits, pauses).")] = None,
     earliest_start: Annotated[str | None, typer.Option(help=MOMENT)] = None,
     deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
-    max_hold: Annotated[float | None, typer.Option(help="Hours of waiting at most.")] = None,
+    max_hold: Annotated[
+        float | None, typer.Option(help="Of --schedule green: hours of waiting at most.")
+    ] = None,
     carbon_budget: Annotated[float | None, typer.Option(help="Grams of CO2e.")] = None,
     energy_budget: Annotated[float | None, typer.Option(help="Wh.")] = None,
-    on_budget: Annotated[str | None, typer.Option(help="pause, stop_and_save or fail.")] = None,
+    on_budget: Annotated[
+        str | None, typer.Option(help="Of a budget: pause (default), stop_and_save or fail.")
+    ] = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow the job.")] = False,
 ) -> None:
-    """Upload a data set and start a job; prints the job's id."""
+    """Upload a data set and start a job; prints the job's id.
+
+    Where the job is refused, what was uploaded is removed again.
+    """
     now = datetime.now(UTC)
     green = {
         "schedule": schedule,

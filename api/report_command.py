@@ -52,7 +52,7 @@ def report(
         typer.Option("--all-tenants", help="--fleet: every tenant's, straight from the database."),
     ] = False,
 ) -> None:
-    """A job's energy and emissions beside the modelled full fine-tuning, or all jobs' (--fleet)."""
+    """A job's energy and emissions beside full fine-tuning's, or all jobs' (--fleet)."""
     if fleet == (job_id is not None):
         raise InvalidInput("Name a job, or ask for all of them with --fleet.")
     of_fleet = {"--start": start, "--end": end, "--group-by": group_by}

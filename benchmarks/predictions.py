@@ -1,7 +1,7 @@
 """Predicted against realised loss drop, over shares of FLOPs and methods.
 
     python benchmarks/predictions.py [--data FOLDER] [--points 0 48] [--interval 12] [--seeds 0 1]
-                                     [--out docs/predictions.md]
+                                     [--out FILE.md]
 
 FOLDER holds train.jsonl and validation.jsonl (default: the demo's docstring pairs, built here).
 

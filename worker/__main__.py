@@ -205,7 +205,7 @@ def _told(error: DataInvalid) -> str:
 def main() -> None:
     """Failures that we foresee are one sentence on stderr; of a data set, one for each problem."""
     try:
-        cli()
+        cli(prog_name="greentune")
     except DataInvalid as error:
         sys.exit(_told(error))
     except GreentuneError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,12 @@ def test_no_help_is_taken_for_markup() -> None:
     """Rich takes words in brackets for tags, and shows nothing of them."""
     shown = CliRunner().invoke(app, ["demo", "--help"], env={"COLUMNS": "200"}).output
     assert "Serve on when done (default: in a terminal)." in shown
+
+
+def test_a_command_that_is_handed_over_is_called_by_its_name() -> None:
+    command = [sys.executable, "-m", "worker", "demo-data", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Usage: greentune demo-data " in shown.stdout
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,12 @@ def test_every_setting_is_in_the_table_of_the_docs() -> None:
         parts = first.split("_")
         told |= {"_".join(parts[:n]) + other for other in others for n in range(1, len(parts))}
     assert {f"GREENTUNE_{name.upper()}" for name in Settings.model_fields} - told == set()
+
+
+def test_compose_hands_on_every_setting_that_it_does_not_decide_itself() -> None:
+    """One in `.env` that no container hears of would have no effect, and nobody would be told."""
+    file = (Path(__file__).parents[3] / "docker-compose.yml").read_text()
+    handed_on = set(re.findall(r"^  GREENTUNE_([A-Z0-9_]+):", file, re.MULTILINE))
+    # the image's own, and those of `greentune serve`
+    decided = {"HOME", "HOST", "PORT", "S3_REGION"}
+    assert {name.upper() for name in Settings.model_fields} - handed_on == decided
