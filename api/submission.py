@@ -18,12 +18,10 @@ from core.spec import (
     JobSpec,
     MethodOptions,
     TaskOptions,
+    rho_unasked,
 )
 from core.training_options import TrainingOptions
 
-# Share of full fine-tuning's FLOPs where no zone is known, so that "auto" has nothing to follow. At
-# 0.7 GreenTrainer equals full fine-tuning's ROUGE in its paper's summarisation tables.
-RHO_WITHOUT_ZONE = 0.7
 #: of `GreenIn`, as they stand in `GreenOptions`
 WISHES = (
     "schedule",
@@ -191,5 +189,4 @@ def _green_options(green: GreenIn, default_zone: str | None) -> GreenOptions:
             'for example "FR", or give rho as a number.',
             param="green.zone",
         )
-    automatic: Any = "auto" if zone is not None else RHO_WITHOUT_ZONE
-    return GreenOptions(**options, rho=automatic if green.rho is None else green.rho)
+    return GreenOptions(**options, rho=rho_unasked(zone) if green.rho is None else green.rho)

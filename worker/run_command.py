@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -19,7 +20,15 @@ from rich.console import Console
 from core.errors import InvalidInput, MissingParameter
 from core.ignored_options import refuse_ignored
 from core.settings import DEMO_MODEL, read_settings
-from core.spec import METHODS, EvalOptions, GreenOptions, JobSpec, MethodOptions, TaskOptions
+from core.spec import (
+    METHODS,
+    EvalOptions,
+    GreenOptions,
+    JobSpec,
+    MethodOptions,
+    TaskOptions,
+    rho_unasked,
+)
 from core.training_options import RATE_MIN, TrainingOptions
 
 # ruff: noqa: PLC0415  see above
@@ -60,7 +69,10 @@ def run(
         str | None, typer.Option(help=f"One of {', '.join(METHODS)}; default green.")
     ] = None,
     rho: Annotated[
-        str | None, typer.Option(help="Share of full FLOPs, auto (default) or efficient.")
+        str | None,
+        typer.Option(
+            help="Share of full FLOPs, auto or efficient; default: auto with a zone, else 0.7."
+        ),
     ] = None,
     currency: Annotated[
         str | None, typer.Option(help="What rho is a share of: flops (default), seconds or joules.")
@@ -150,6 +162,8 @@ def run(
             method=method, rho=share, currency=currency, importance=importance, zone=zone
         )
         green = GreenOptions(options=MethodOptions(**options), **named)
+        if rho is None and green.follows_rho:
+            green = replace(green, rho=rho_unasked(zone or settings.zone))
         training = TrainingOptions(
             n_epochs=epochs,
             batch_size=batch_size,

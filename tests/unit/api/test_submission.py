@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from api.schemas import CreateJob
-from api.submission import RHO_WITHOUT_ZONE, check_rho, spec_of
+from api.submission import check_rho, spec_of
 from core.errors import GreentuneError, InvalidInput, MissingParameter, RhoInfeasible
 from core.spec import RHO_FLOOR, SEED_MAX, JobSpec
 from tests.fixtures.specs import stored_and_read
@@ -27,7 +27,7 @@ def supervised(**hyperparameters: Any) -> dict[str, Any]:
 
 def test_defaults() -> None:
     made = spec()
-    assert (made.green.method, made.green.rho, made.green.zone) == ("green", RHO_WITHOUT_ZONE, None)
+    assert (made.green.method, made.green.rho, made.green.zone) == ("green", 0.7, None)
     assert 0 <= made.seed <= SEED_MAX
     assert made.training.n_epochs is None
     assert {spec().seed for _ in range(5)} != {made.seed}
@@ -36,12 +36,12 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("green", "default_zone", "rho", "zone"),
     [
-        (None, None, RHO_WITHOUT_ZONE, None),
+        (None, None, 0.7, None),
         (None, "FR", "auto", "FR"),
         ({}, "FR", "auto", "FR"),
         ({"zone": "SE"}, "FR", "auto", "SE"),
         ({"zone": "SE"}, None, "auto", "SE"),
-        ({"rho": None, "zone": None}, None, RHO_WITHOUT_ZONE, None),
+        ({"rho": None, "zone": None}, None, 0.7, None),
         ({"rho": 0.5}, "FR", 0.5, "FR"),
         ({"rho": "auto"}, "FR", "auto", "FR"),
         ({"rho": 1}, None, 1, None),

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from api.schemas import CreateJob
 from api.submission import spec_of
-from core.errors import InvalidInput
+from core.errors import DataInvalid, InvalidInput
 from core.spec import METHODS
 from worker.__main__ import cli
 
@@ -166,3 +166,22 @@ def test_a_refusal_loads_no_training_stack_and_is_one_sentence(tmp_path: Path) -
     )
     assert not is_loaded
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "rho"),
+    [((), 0.7), (("--zone", "FR"), "auto"), (("--rho", "auto"), "auto"), (("--rho", "0.4"), 0.4)],
+)
+def test_a_share_that_nobody_names_is_the_same_at_both_doors(
+    options: tuple[str, ...], rho: float | str, tmp_path: Path
+) -> None:
+    """`run` followed the world's average where the API takes 0.7."""
+    train, out = tmp_path / "train.jsonl", tmp_path / "out"
+    train.write_text("{}\n")
+    told = CliRunner().invoke(cli, ["run", str(train), "--out", str(out), *options])
+    assert isinstance(told.exception, DataInvalid)
+    assert json.loads((out / "job.json").read_text())["spec"]["green"]["rho"] == rho
+    zone = "FR" if "--zone" in options else None
+    body = {"model": "m", "training_file": "f", "green": {"zone": zone}}
+    if "--rho" not in options:
+        assert spec_of(CreateJob.model_validate(body), default_zone=None).green.rho == rho
