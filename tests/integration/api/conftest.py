@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from api.client import Client
 from api.main import create_app
 from core.jobs import keys
 from core.jobs.database import Database
@@ -66,6 +68,20 @@ def client(http: TestClient, new_key: Callable[..., str]) -> openai.OpenAI:
 @pytest.fixture
 def rival(http: TestClient, new_key: Callable[..., str]) -> openai.OpenAI:
     return _client(http, new_key(OTHER))
+
+
+@pytest.fixture
+def server(client: openai.OpenAI, http: TestClient) -> Callable[[], AbstractContextManager[Client]]:
+    """Stands for `api.edge.server`: a command's HTTP goes to the application in this process."""
+
+    @contextmanager
+    def connected() -> Iterator[Client]:
+        asked = Client("http://testserver", client.api_key)
+        http.headers["authorization"] = f"Bearer {client.api_key}"
+        asked._http = http
+        yield asked
+
+    return connected
 
 
 def _client(http: TestClient, key: str) -> openai.OpenAI:

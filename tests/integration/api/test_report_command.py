@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -35,20 +34,9 @@ def farm(client: openai.OpenAI, database: Database, chat_lines: Callable[[int], 
 
 @pytest.fixture
 def greentune(
-    client: openai.OpenAI,
-    http: TestClient,
-    settings: Settings,
-    monkeypatch: pytest.MonkeyPatch,
+    server: Callable[..., object], settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Result]:
-    """Runs one command; its HTTP goes to the application in this process."""
-
-    @contextmanager
-    def server() -> Iterator[Client]:
-        asked = Client("http://testserver", client.api_key)
-        http.headers["authorization"] = f"Bearer {client.api_key}"
-        asked._http = http
-        yield asked
-
+    """Runs one command."""
     monkeypatch.setattr(report_command, "server", server)
     monkeypatch.setenv("GREENTUNE_HOME", str(settings.home))
     monkeypatch.delenv("GREENTUNE_DATABASE_URL", raising=False)

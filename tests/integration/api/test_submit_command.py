@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import openai
 import pytest
-from fastapi.testclient import TestClient
 from typer.testing import CliRunner, Result
 
 from api import cli
-from api.client import Client, ServerError
+from api.client import ServerError
 from core.errors import InvalidInput
 
 # an upload has a time limit of its own, of which the in-process transport knows nothing
@@ -20,18 +18,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:You should not use the 'timeout'
 
 
 @pytest.fixture
-def submit(
-    client: openai.OpenAI, http: TestClient, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Runs it; its HTTP goes to the application in this process."""
-
-    @contextmanager
-    def server() -> Iterator[Client]:
-        asked = Client("http://testserver", client.api_key)
-        http.headers["authorization"] = f"Bearer {client.api_key}"
-        asked._http = http
-        yield asked
-
+def submit(server: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs it."""
     monkeypatch.setattr(cli, "server", server)
     return lambda *arguments: CliRunner().invoke(cli.app, ["submit", *arguments])
 
