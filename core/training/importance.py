@@ -214,7 +214,9 @@ def sum_over_gradients(
             parameter.requires_grad_(flag)
             if not flag:
                 parameter.grad = None
-    return {name: float(total) / len(probes) for name, total in sums.items()}
+    # one transfer: a card would be waited for at each of hundreds of tensors
+    totals = torch.stack(tuple(sums.values())).tolist()
+    return {name: total / len(probes) for name, total in zip(sums, totals, strict=True)}
 
 
 @contextmanager
