@@ -12,24 +12,21 @@ import sys
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
-from api.client import Client
-from api.edge import own_database, print_columns, saying, server
-from api.estimate_table import amount_of, moment_of, print_estimate, save_estimate
+from api.edge import err, out, own_database, print_columns, server
+from api.estimate_table import MOMENT, amount_of, moment_of, print_estimate, save_estimate
 from api.home import made_folder
 from api.report_command import report
-from api.watch import describe, number, watch
+from api.submit_command import submit
+from api.watch import describe, follow_to_the_end, number
 from core.errors import GreentuneError, InvalidInput, StartRefused
 from core.jobs import keys as key_store
 from core.jobs.records import Scope
 from core.moments import LONGEST
 from core.settings import DEMO_MODEL, read_settings
-from core.spec import METHODS
-from core.units import SECONDS_PER_HOUR
 from migrations import upgrade
 
 #: commands of ``python -m worker``
@@ -48,10 +45,7 @@ HANDED_OVER = {
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 keys_app = typer.Typer(no_args_is_help=True, help="API keys, straight in the database.")
 app.add_typer(keys_app, name="keys")
-out = Console()
-err = Console(stderr=True)
 
-MOMENT = "Such as 2026-12-24T06:00Z, or +12h."
 Json = Annotated[bool, typer.Option("--json", help="Print the server's JSON.")]
 
 
@@ -172,76 +166,7 @@ def keys_revoke(
     err.print(f"Revoked {key_id}.", markup=False)
 
 
-@app.command()
-def submit(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Training JSONL.")],
-    model: Annotated[str, typer.Option(help="Base model or a fine-tuned one.")] = DEMO_MODEL,
-    validation: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out JSONL.")
-    ] = None,
-    rho: Annotated[str | None, typer.Option(help="Share of full FLOPs, auto or efficient.")] = None,
-    currency: Annotated[str | None, typer.Option(help="Of rho: flops, seconds, joules.")] = None,
-    zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
-    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
-    merge: Annotated[bool, typer.Option(help="A plain model instead of the adapter.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, max=256)] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1)] = None,
-    suffix: Annotated[str | None, typer.Option(help="Part of the tuned model's name.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="now, or green (waits, pauses).")] = None,
-    earliest_start: Annotated[str | None, typer.Option(help=MOMENT)] = None,
-    deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
-    max_hold: Annotated[
-        float | None, typer.Option(help="Of --schedule green: hours of waiting at most.")
-    ] = None,
-    carbon_budget: Annotated[float | None, typer.Option(help="Grams of CO2e.")] = None,
-    energy_budget: Annotated[float | None, typer.Option(help="Wh.")] = None,
-    on_budget: Annotated[
-        str | None, typer.Option(help="Of a budget: pause (default), stop_and_save or fail.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--watch", help="Follow the job.")] = False,
-) -> None:
-    """Upload a data set and start a job; prints the job's id.
-
-    Where the job is refused, what was uploaded is removed again.
-    """
-    now = datetime.now(UTC)
-    green = {
-        "schedule": schedule,
-        "earliest_start": moment_of("--earliest-start", earliest_start, now),
-        "deadline": moment_of("--deadline", deadline, now),
-        "max_hold_s": None if max_hold is None else max_hold * SECONDS_PER_HOUR,
-        "carbon_budget_g": carbon_budget,
-        "energy_budget_wh": energy_budget,
-        "on_budget": on_budget,
-        "rho": rho if rho in (None, "auto", "efficient") else _number("--rho", rho),
-        "currency": currency,
-        "zone": zone,
-        "method": method,
-        "options": {"merge": True} if merge else None,
-        "training": {"max_steps": max_steps} if max_steps else None,
-    }
-    with server() as client:
-        with client.uploaded([path for path in (file, validation) if path is not None]) as files:
-            job = client.post(
-                "/v1/fine_tuning/jobs",
-                {
-                    "model": model,
-                    "training_file": files[0]["id"],
-                    "validation_file": files[1]["id"] if validation else None,
-                    "suffix": suffix,
-                    "method": {
-                        "type": "supervised",
-                        "supervised": {
-                            "hyperparameters": {"n_epochs": epochs, "batch_size": batch_size}
-                        },
-                    },
-                    "green": green,
-                },
-            )
-        print(job["id"], flush=True)
-        if follow:
-            _follow(client, job["id"], err)
+app.command()(submit)
 
 
 @app.command()
@@ -314,7 +239,7 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20, as_json: Jso
 def watch_job(job_id: Annotated[str, typer.Argument(metavar="JOB")]) -> None:
     """Follow a job to its end; exit status 0 only if it succeeded."""
     with server() as client:
-        _follow(client, job_id, out)
+        follow_to_the_end(client, job_id, out)
 
 
 app.command()(report)
@@ -347,27 +272,3 @@ def _scopes(given: list[str] | None) -> tuple[Scope, ...]:
         if scope not in known:
             raise InvalidInput(f"Unknown scope {scope!r}; known: {', '.join(known)}.")
     return tuple(known[scope] for scope in given) if given else key_store.ALL_SCOPES  # type: ignore[index]
-
-
-def _number(option: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidInput(
-            f'{option} must be a number, "auto" or "efficient"; got {text!r}.'
-        ) from None
-
-
-def _follow(client: Client, job_id: str, console: Console) -> None:
-    with saying(err, f"The job goes on; `greentune watch {job_id}` follows it again."):
-        job = watch(console, client.follow(job_id))
-    _finish(job)
-
-
-def _finish(job: dict[str, Any]) -> None:
-    """Say how it ended; the exit status follows."""
-    if job["status"] == "succeeded":
-        out.print(f"Fine-tuned model: {job['fine_tuned_model']}", markup=False, soft_wrap=True)
-        return
-    error = job["error"]
-    raise GreentuneError(f"The job {job['status']}" + (f": {error['message']}" if error else "."))

@@ -1,4 +1,4 @@
-"""What commands reach for: the settings, the database itself, or a server."""
+"""What commands reach for: the terminal, the settings, the database itself, or a server."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from core.settings import Settings, read_settings
 from migrations import upgrade
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+
+out = Console()
+err = Console(stderr=True)
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from core.moments import LONGEST, LONGEST_SAID
 from core.spec import BYTES_PER_TOKEN
 from core.training_options import auto_epochs
 
+#: of options that take one that lies ahead
+MOMENT = "Such as 2026-12-24T06:00Z, or +12h."
 _RELATIVE = re.compile(r"([+-]\d+(?:\.\d+)?)([mhd])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 

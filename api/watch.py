@@ -9,7 +9,26 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from api.client import Client
+from api.edge import err, out, saying
+from core.errors import GreentuneError
+
 NO_VALUE = "-"
+
+
+def follow_to_the_end(client: Client, job_id: str, console: Console) -> None:
+    """Show the job on ``console`` until it has ended, and say on stdout which model it made.
+
+    Raises:
+        GreentuneError: it did not succeed.
+    """
+    with saying(err, f"The job goes on; `greentune watch {job_id}` follows it again."):
+        job = watch(console, client.follow(job_id))
+    if job["status"] == "succeeded":
+        out.print(f"Fine-tuned model: {job['fine_tuned_model']}", markup=False, soft_wrap=True)
+        return
+    error = job["error"]
+    raise GreentuneError(f"The job {job['status']}" + (f": {error['message']}" if error else "."))
 
 
 def watch(console: Console, jobs: Iterable[dict[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from core.data.task_options import parse_metrics, parse_task
 from core.errors import InvalidInput, MissingParameter
 from core.ignored_options import refuse_ignored
 from core.settings import DEMO_MODEL, read_settings
@@ -26,7 +27,6 @@ from core.spec import (
     GreenOptions,
     JobSpec,
     MethodOptions,
-    TaskOptions,
     rho_unasked,
 )
 from core.training_options import RATE_MIN, TrainingOptions
@@ -182,7 +182,7 @@ def run(
         said = {"selection_interval": selection_interval, "prefix_reuse": prefix_reuse}
         refuse_ignored(green, {**named, "options": options, "training": said})
         exam = _given(
-            metrics=None if eval_metrics is None else tuple(eval_metrics.split(",")),
+            metrics=None if eval_metrics is None else parse_metrics(eval_metrics),
             max_examples=eval_examples,
             decoding=eval_decoding,
             max_new_tokens=eval_new_tokens,
@@ -196,7 +196,7 @@ def run(
             seed=seed,
             training=training,
             green=green,
-            task=_task(task, columns),
+            task=parse_task(task, columns),
             eval=questions,
         )
         from worker.run_local import print_result, run_local
@@ -248,17 +248,6 @@ def _files(
 
     found, held_out = fetch_tables(task_named(task), folder)
     return found, validation or held_out
-
-
-def _task(name: str | None, columns: str) -> TaskOptions | None:
-    from core.data.tables import parse_columns
-
-    named = parse_columns(columns)
-    if name is not None:
-        return TaskOptions(name=name, columns=named)
-    if named:
-        raise MissingParameter("Columns belong to a task's template; say which --task.")
-    return None
 
 
 def _number_or_word(text: str) -> Any:

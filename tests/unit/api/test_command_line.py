@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from api.cli import app
 from core.errors import InvalidInput
+from worker.__main__ import cli
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,13 @@ def test_an_option_that_would_have_no_effect(
     refused = CliRunner().invoke(app, [str(file) if a == "FILE" else a for a in arguments])
     assert isinstance(refused.exception, InvalidInput), refused.exception
     assert told in str(refused.exception)
+
+
+def test_submit_has_every_option_of_run() -> None:
+    """But the folder: a job's results stay with the server."""
+    doors = {}
+    for name, half in (("submit", app), ("run", cli)):
+        commands = typer.main.get_command(half).commands  # type: ignore[attr-defined]
+        doors[name] = {word for p in commands[name].params for word in (*p.opts, *p.secondary_opts)}
+    assert {"--learning-rate", "--eval-metrics", "--no-merge"} <= doors["submit"]
+    assert doors["run"] - doors["submit"] == {"--out", "train"}
