@@ -86,6 +86,11 @@ def reader(held: ServicesDep) -> Iterator[Session]:
         yield session
 
 
+def is_head(request: Request) -> bool:
+    """Whether the answer's body is left out, see `api.middleware.HeadAsGet`."""
+    return getattr(request.state, "is_head", False)
+
+
 _bearer = HTTPBearer(auto_error=False, description="An API key: `greentune keys create NAME`.")
 
 
@@ -159,6 +164,7 @@ def scoped(scope: Scope) -> Callable[[Caller], Caller]:
 
 SettingsDep = Annotated[Settings, Depends(settings)]
 Now = Annotated[datetime, Depends(now)]
+IsHead = Annotated[bool, Depends(is_head)]
 Objects = Annotated[ObjectStore, Depends(objects)]
 Signal = Annotated[IntensitySignal, Depends(signal)]
 Transaction = Annotated[Session, Depends(transaction, scope="function")]

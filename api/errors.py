@@ -142,7 +142,8 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
         message = f"There is nothing at {path}. /docs lists all paths; none ends in a slash."
     headers = error.headers
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        allowed = ", ".join(_methods_at(request))
+        # mounted files are no route of ours and name theirs themselves
+        allowed = ", ".join(_methods_at(request)) or (headers or {}).get("Allow", "")
         headers = {"allow": allowed}
         message = f"{request.method[:_MAX_SHOWN_INPUT]} is not possible here; possible: {allowed}."
     body = error_body(message, kind=kind, code=code)
@@ -153,7 +154,9 @@ def _methods_at(request: Request) -> list[str]:
     """Of all routes with the request's path; the framework's refusal names the first one's."""
 
     def is_routed(method: HTTPMethod) -> bool:
-        scope = {**request.scope, "method": method.value}
+        # HEAD is answered as GET is
+        asked = HTTPMethod.GET if method is HTTPMethod.HEAD else method
+        scope = {**request.scope, "method": asked.value}
         return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
     return [method.value for method in HTTPMethod if is_routed(method)]

@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 
 from api import errors
 from api.deps import Services, system_clock
-from api.middleware import BodyLimit, RateHeaders, RequestIdentity
+from api.middleware import BodyLimit, HeadAsGet, RateHeaders, RequestIdentity
 from api.queue import CeleryQueue
 from api.rates import RequestLimiter
 from api.routes import carbon, files, health, jobs, models, reports, uploads
@@ -95,6 +95,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, limit_bytes=_body_limit(settings))
     app.add_middleware(RateHeaders)
     app.add_middleware(RequestIdentity)
+    # outermost: no refusal that others make has a body either
+    app.add_middleware(HeadAsGet)
     return app
 
 

@@ -1,5 +1,5 @@
-"""What wraps every request: an id and the rate on the answer, a cap on the body, and no stack trace
-outside.
+"""What wraps every request: an id and the rate on the answer, a cap on the body, HEAD answered as
+GET, and no stack trace outside.
 """
 
 from __future__ import annotations
@@ -56,6 +56,30 @@ class RequestIdentity:
             if started:
                 raise  # too late for an answer: the connection breaks, as it must
             await internal_error_response()(scope, receive, send_with_id)
+
+
+class HeadAsGet:
+    """HEAD is GET whose answer has no body (RFC 9110, 9.3.2), so all inside see a GET.
+
+    ``state.is_head`` tells those apart whose answer takes work that its headers do not need.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        state = {**scope.get("state", {}), "is_head": True}
+        # a copy: the server must still know that no body follows
+        await self.app({**scope, "method": "GET", "state": state}, receive, send_without_body)
 
 
 class RateHeaders:

@@ -11,7 +11,16 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from api.deps import AfterCommit, FilesCaller, Now, Objects, Reader, ServicesDep, Transaction
+from api.deps import (
+    AfterCommit,
+    FilesCaller,
+    IsHead,
+    Now,
+    Objects,
+    Reader,
+    ServicesDep,
+    Transaction,
+)
 from api.errors import error_body
 from api.idempotency import IdempotencyDep
 from api.ranges import Part, Unsatisfiable, part_of
@@ -130,6 +139,7 @@ def file_content(
     caller: FilesCaller,
     session: Reader,
     objects: Objects,
+    is_head: IsHead,
     now: Now,
     wanted: Annotated[str | None, Header(alias="range")] = None,
     if_range: Annotated[str | None, Header()] = None,
@@ -149,9 +159,11 @@ def file_content(
     else:
         status = HTTPStatus.PARTIAL_CONTENT
         headers["content-range"] = f"bytes {part.start}-{part.end - 1}/{record.n_bytes}"
+    # of nothing the store still says whether it has the object
+    end = part.start if is_head else part.end
     is_table = record.purpose == "fine-tune-results" and record.filename.endswith(".csv")
     return StreamingResponse(
-        _started(objects.get(record.object_key, start=part.start, end=part.end)),
+        _started(objects.get(record.object_key, start=part.start, end=end)),
         status_code=status,
         media_type="text/csv; charset=utf-8" if is_table else "application/octet-stream",
         headers=headers | {"content-length": str(part.end - part.start)},

@@ -26,14 +26,12 @@ _NO_WORKER = "no worker has shown itself (start one with `greentune worker`)"
 Check = Callable[[Services], None]
 
 
-@router.head("/live", include_in_schema=False)
 @router.get("/live")
 def live() -> dict[Literal["status"], Literal["ok"]]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get("/ready", responses={503: {"model": ErrorOut}})
 def ready(held: ServicesDep) -> Any:
     """200 only when a job could be accepted and claimed; else 503 that names what is missing."""

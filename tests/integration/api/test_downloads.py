@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
+
+from core.jobs.store import get_file
+from core.objects.store import ObjectStore
 
 
 @pytest.fixture
@@ -69,3 +75,41 @@ def test_a_range_beyond_the_end(get: Callable[..., httpx.Response], data: bytes)
         assert answer.status_code == 416
         assert answer.headers["content-range"] == f"bytes */{len(data)}"
         assert answer.json()["error"]["param"] == "range"
+
+
+class CountingStore:
+    """An `ObjectStore` that counts the bytes that leave it."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.n_read = 0
+        self.put, self.delete = store.put, store.delete
+
+    def get(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        return map(self._counted, self._store.get(key, start=start, end=end))
+
+    def _counted(self, piece: bytes) -> bytes:
+        self.n_read += len(piece)
+        return piece
+
+
+def test_head_of_a_download_tells_its_size_and_reads_nothing(
+    app: FastAPI, client: openai.OpenAI, http: TestClient, data: bytes
+) -> None:
+    file_id = client.files.create(file=io.BytesIO(data), purpose="fine-tune").id
+    path = f"/v1/files/{file_id}/content"
+    http.headers["authorization"] = f"Bearer {client.api_key}"
+    whole = http.get(path)
+    store = CountingStore(app.state.services.objects)
+    app.state.services = dataclasses.replace(app.state.services, objects=store)
+    told = http.head(path)
+    assert (told.status_code, told.content) == (200, b"")
+    for name in ("content-length", "accept-ranges", "etag", "content-type", "content-disposition"):
+        assert told.headers[name] == whole.headers[name]
+    part = http.head(path, headers={"range": "bytes=5-"})
+    assert (part.status_code, part.headers["content-length"]) == (206, str(len(data) - 5))
+    assert http.head(path, headers={"range": f"bytes={len(data)}-"}).status_code == 416
+    assert store.n_read == 0
+    with app.state.services.database.read() as session:
+        store.delete(get_file(session, "acme", file_id, now=datetime.now(UTC)).object_key)
+    assert http.head(path).status_code == http.get(path).status_code == 404

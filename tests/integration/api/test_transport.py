@@ -54,13 +54,60 @@ def test_a_caller_who_hangs_up_is_no_fault_of_ours(
     assert any("POST /v1/files" in r.getMessage() for r in caplog.records)
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
-def test_balancers_may_ask_for_health_by_head(http: TestClient, path: str) -> None:
-    """What many of them and most uptime monitors send by default; it was 405, so: down."""
-    told, asked = http.head(path), http.get(path)
-    assert told.status_code == asked.status_code
-    assert told.status_code in (200, 503)
-    assert told.content == b""
+def test_head_is_answered_wherever_get_is(
+    app: FastAPI, http: TestClient, client: openai.OpenAI, chat_lines: Lines
+) -> None:
+    """RFC 9110, 9.3.2; most uptime monitors and load balancers send it. It was 405, so: down."""
+    file_id = client.files.create(file=chat_lines(12), purpose="fine-tune").id
+    job_id = client.fine_tuning.jobs.create(
+        model="tiny", training_file=file_id, extra_body={"green": {"rho": 0.5}}
+    ).id
+    ids = {"file_id": file_id, "job_id": job_id, "model": "org/base"}
+    described = http.get("/openapi.json").json()["paths"]
+    paths = [path.format(**ids) for path, methods in described.items() if "get" in methods]
+    assert len(paths) >= 13
+    for path in [*paths, "/docs", "/docs/assets/swagger-ui.css", "/openapi.json", "/v1/uploads"]:
+        _compare_head_with_get(app, path, client.api_key)
+        _compare_head_with_get(app, path, "gt-nobody")
+    assert not any("head" in methods for methods in described.values())
+
+
+def _compare_head_with_get(app: FastAPI, path: str, key: str) -> None:
+    (told, *rest), (asked, *pieces) = (_sent(app, method, path, key) for method in ("HEAD", "GET"))
+    assert told["status"] == asked["status"], path
+    assert _lasting(told) == _lasting(asked), path
+    assert b"".join(message.get("body", b"") for message in rest) == b"", path
+    assert any(message.get("body") for message in pieces), path
+
+
+def _lasting(start: Any) -> dict[bytes, bytes]:
+    """Headers but those that no two answers share."""
+    own = (b"x-request-id", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests")
+    return {name: value for name, value in start["headers"] if name not in own}
+
+
+def _sent(app: FastAPI, method: str, path: str, key: str) -> list[Any]:
+    """What leaves the application: servers and clients drop a HEAD's body by themselves."""
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"zone=FR" if path == "/v1/green/intensity" else b"",
+        "headers": [(b"authorization", f"Bearer {key}".encode())],
+    }
+    heard = [{"type": "http.request", "body": b"", "more_body": False}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        # downloads listen whether the caller hangs up, and this one does not
+        return heard.pop() if heard else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    return sent
 
 
 @pytest.mark.parametrize("path", ["/v1/files/", "/v1/fine_tuning/jobs/", "/v1/nowhere"])
@@ -103,7 +150,14 @@ def test_a_form_field_that_nobody_knows_is_refused(
 
 @pytest.mark.parametrize(
     ("path", "allowed"),
-    [("/v1/files", "GET, POST"), ("/v1/files/file-1", "DELETE, GET"), ("/v1/models", "GET")],
+    [
+        ("/v1/files", "GET, HEAD, POST"),
+        ("/v1/files/file-1", "DELETE, GET, HEAD"),
+        ("/v1/models", "GET, HEAD"),
+        ("/v1/uploads", "POST"),
+        ("/docs", "GET, HEAD"),
+        ("/docs/assets/swagger-ui.css", "GET, HEAD"),
+    ],
 )
 def test_a_method_that_a_path_lacks_is_told_all_that_it_has(
     http: TestClient, path: str, allowed: str
