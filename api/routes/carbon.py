@@ -9,13 +9,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from api.deps import AnyCaller, JobsCaller, Now, Reader, ServicesDep, SettingsDep, Signal
+from api.json_bodies import JsonRoute
 from api.planning import estimate_of
 from api.routes.jobs import base_model_of
 from api.schemas import EstimateIn
 from api.views import unix, unix_or_none
 from core.errors import InvalidInput, MissingParameter
 
-router = APIRouter(prefix="/v1", tags=["carbon"])
+router = APIRouter(prefix="/v1", tags=["carbon"], route_class=JsonRoute)
 
 
 @router.get("/green/intensity")

@@ -24,6 +24,7 @@ from api.deps import (
 from api.emissions import story_of
 from api.green import green_out, green_summary
 from api.idempotency import BodyDigest, IdempotencyDep
+from api.json_bodies import JsonRoute
 from api.metadata_options import request_with_options
 from api.planning import check_wishes, examples_of, training_file_of
 from api.routes.models import is_fine_tuned_name, unknown_model
@@ -37,7 +38,7 @@ from core.jobs.records import Caller, JobRecord
 from core.settings import Settings
 from core.spec import JobSpec
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"], route_class=JsonRoute)
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 RequestedJob = Annotated[CreateJob, Depends(request_with_options, scope="function")]

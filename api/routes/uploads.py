@@ -14,6 +14,7 @@ from fastapi import APIRouter, Response
 
 from api.deps import FilesCaller, Now, ServicesDep, SettingsDep, Transaction
 from api.idempotency import BodyDigest, IdempotencyDep
+from api.json_bodies import JsonRoute
 from api.schemas import CompleteUpload, CreateUpload, PartOut, UploadOut
 from api.stored_files import confirm, stored_bytes, stored_file
 from api.uploads import ReceivedPart, check_purpose, form_body
@@ -23,7 +24,7 @@ from core.jobs import ids, service, store
 from core.jobs.uploads import PartRecord, UploadRecord, check_pending, chosen_parts
 from core.objects.store import ObjectStore
 
-router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"], route_class=JsonRoute)
 
 _PARTS = re.compile(r"/v1/uploads/[^/]+/parts")
 _FORM = form_body({"data": {"type": "string", "format": "binary"}}, required=["data"])

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from fastapi import FastAPI
@@ -166,3 +167,45 @@ def test_a_method_that_a_path_lacks_is_told_all_that_it_has(
     refused = http.put(path)
     assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
     assert refused.json()["error"]["message"] == f"PUT is not possible here; possible: {allowed}."
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (rb'{"model": "tiny", "model": "org/base"}', "model"),
+        (rb'{"green": {"zone": "FR", "rho": 1, "rho": 0.5}}', "green.rho"),
+        (rb'{"green": {"rho": 1, "rho": 0.5}, "green": {}}', "green"),
+        (
+            rb'{"integrations": [{}, {"wandb": {"tags": 1, "tags": 1}}]}',
+            "integrations.1.wandb.tags",
+        ),
+        (rb'{"metadata": {"a": "", "\u0061": ""}}', "metadata.a"),
+        (rb'{"\ud800": 1, "\ud800": 1}', r"\ud800"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(
+    http: TestClient, client: openai.OpenAI, body: bytes, param: str
+) -> None:
+    """The last one won without a word, so that a job was not what its author had read in it."""
+    answer = _post_json(http, "/v1/fine_tuning/jobs", client.api_key, body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, "invalid_value", param)
+    assert error["message"] == f"{param} stands twice in the request body; keep one."
+
+
+def test_every_json_body_is_read_so(http: TestClient, client: openai.OpenAI) -> None:
+    described = http.get("/openapi.json").json()["paths"]
+    taking = [
+        path
+        for path, methods in described.items()
+        if "application/json" in methods.get("post", {}).get("requestBody", {}).get("content", {})
+    ]
+    assert len(taking) == 4
+    for path in taking:
+        answer = _post_json(http, path, client.api_key, b'{"a": 1, "a": 1}')
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "a"), path
+
+
+def _post_json(http: TestClient, path: str, key: str, body: bytes) -> httpx.Response:
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    return http.post(path, content=body, headers=headers)
