@@ -133,11 +133,17 @@ def simulate(  # noqa: PLR0917  a command's options are its arguments
     ] = "suspend",
     hours: Annotated[float, typer.Option(help="Full fine-tuning takes so long.")] = 6.0,
     slack: Annotated[float, typer.Option(help="Hours from submission to the deadline.")] = 24.0,
-    rho: Annotated[float, typer.Option(help="Share of full fine-tuning's FLOPs.")] = 0.5,
-    rho_min: Annotated[float, typer.Option(help="Lowest feasible rho.")] = 0.34,
+    rho: Annotated[
+        float | None,
+        typer.Option(help="Not of budget: share of full fine-tuning's FLOPs; default 0.5."),
+    ] = None,
+    rho_min: Annotated[
+        float | None, typer.Option(help="budget: lowest feasible rho; default 0.34.")
+    ] = None,
     budget_share: Annotated[
-        float, typer.Option(help="Budget of each job, as a share of its run-now grams.")
-    ] = 0.4,
+        float | None,
+        typer.Option(help="budget: of each job, as a share of its run-now grams; default 0.4."),
+    ] = None,
     suspend_minutes: Annotated[
         float, typer.Option(min=0, help="Of full power that each start costs.")
     ] = 0.0,
@@ -152,19 +158,15 @@ def simulate(  # noqa: PLR0917  a command's options are its arguments
     as_json: Annotated[bool, typer.Option("--json", help="Figures instead of a table.")] = False,
 ) -> None:
     """A job from every hour of a recorded year, through the real planner and its ledger."""
-    from core.carbon.simulate import Fleet
-    from worker.simulate import simulate_and_print
+    from worker.simulate import fleet_of, noise_of, simulate_and_print
 
-    noise = "persistent" if persistent_noise else "independent"
-    fleet = Fleet(
-        policy=policy,  # type: ignore[arg-type]  checked by Fleet
+    fleet = fleet_of(
+        policy,
+        {"rho": rho, "rho_min": rho_min, "budget_share": budget_share},
         hours=hours,
         slack_h=slack,
-        rho=rho,
-        rho_min=rho_min,
         suspend_h=suspend_minutes / 60,
-        budget_share=budget_share,
-        noise=noise if forecast_noise else "none",  # type: ignore[arg-type]  one of two words
+        noise=noise_of(is_on=forecast_noise, is_persistent=persistent_noise),
         seed=seed,
     )
     simulate_and_print(traces, fleet, page=html, as_json=as_json)

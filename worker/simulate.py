@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
@@ -16,8 +16,51 @@ from rich.table import Table
 
 from core.carbon.schedule import Floats
 from core.carbon.sheet import Figure, document
-from core.carbon.simulate import Fleet, Outcome, simulate
+from core.carbon.simulate import Fleet, Noise, Outcome, simulate
 from core.carbon.trace import filled, read_traces
+from core.errors import InvalidInput
+
+#: field of a fleet -> the policies that heed it
+_HEEDED_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    "rho": ("now", "shift", "suspend"),
+    "rho_min": ("budget",),
+    "budget_share": ("budget",),
+}
+
+
+def fleet_of(policy: str, said: Mapping[str, float | None], **options: Any) -> Fleet:
+    """
+    Args:
+        said: those of `_HEEDED_BY`; None is not said.
+        options: the fleet's other fields.
+
+    Raises:
+        InvalidInput: as `Fleet`, or the policy ignores what was said.
+    """
+    given = {name: value for name, value in said.items() if value is not None}
+    fleet = Fleet(policy=policy, **given, **options)  # type: ignore[arg-type]  checked by Fleet
+    for name in given:
+        policies = _HEEDED_BY[name]
+        if policy not in policies:
+            *others, last = policies
+            words = f"{', '.join(others)} or {last}" if others else last
+            raise InvalidInput(
+                f"--{name.replace('_', '-')} is for --policy {words}; {policy} ignores it: leave "
+                "it out, or choose such a policy."
+            )
+    return fleet
+
+
+def noise_of(*, is_on: bool, is_persistent: bool) -> Noise:
+    """Raises `InvalidInput` for a kind of noise that is switched off."""
+    if is_on:
+        return "persistent" if is_persistent else "independent"
+    if is_persistent:
+        raise InvalidInput(
+            "--persistent-noise says how forecasts err, and with --no-forecast-noise they do not: "
+            "leave one of them out."
+        )
+    return "none"
 
 
 def run(traces: Path, fleet: Fleet) -> list[Outcome]:

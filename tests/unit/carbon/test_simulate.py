@@ -5,12 +5,14 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from core.carbon.intensity import Intensity
 from core.carbon.planner import Infeasible, Ledger, StepCost, Wish, Work, plan
 from core.carbon.simulate import Fleet, _Weather, simulate
 from core.errors import InvalidInput
 from core.units import JOULES_PER_KWH, emissions_g
+from worker.__main__ import cli
 from worker.simulate import simulate_and_print, summary, to_html
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
@@ -185,3 +187,34 @@ def test_a_grid_that_is_free_of_carbon_leaves_nothing_to_compare_with():
     page = to_html([free, dirty], Fleet())
     assert "Plotly" in page
     assert "NaN" not in page[page.rindex("<script>") :]
+
+
+@pytest.mark.parametrize(
+    ("options", "ignored", "wanted"),
+    [
+        ("--policy budget --rho 0.7", "--rho", "now, shift or suspend"),
+        ("--policy suspend --rho-min 0.4", "--rho-min", "budget"),
+        ("--policy now --budget-share 0.4", "--budget-share", "budget"),
+        ("--budget-share 0.4", "--budget-share", "budget"),
+    ],
+)
+def test_options_that_a_policy_ignores_are_refused(tmp_path, options, ignored, wanted):
+    """The figures of another share than the one asked for were printed without a word."""
+    error = _refused("--traces", str(tmp_path), *options.split())
+    assert error.message.startswith(f"{ignored} is for --policy {wanted}; ")
+
+
+def test_noise_that_is_switched_off_has_no_kind(tmp_path):
+    error = _refused("--traces", str(tmp_path), "--no-forecast-noise", "--persistent-noise")
+    assert "--persistent-noise" in error.message
+
+
+def test_an_unknown_policy_is_told_before_what_it_ignores(tmp_path):
+    error = _refused("--traces", str(tmp_path), "--policy", "later", "--rho", "0.7")
+    assert error.message.startswith("Policies: ")
+
+
+def _refused(*options):
+    error = CliRunner().invoke(cli, ["simulate", *options]).exception
+    assert isinstance(error, InvalidInput), repr(error)
+    return error
