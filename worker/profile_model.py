@@ -21,6 +21,7 @@ from core.training.memory import MemoryEstimate, estimate
 from core.training.models import load_config, model_class
 from core.training.pricing import Shape, profile_shape
 from core.training.selector import Selection, select
+from core.training.step import require_decoder_start
 from core.units import bytes_to_gib, flops_to_tflop
 
 #: lines of the table; parts of a step are there at different times and do not add up to the peak
@@ -87,7 +88,7 @@ def profile_model(
         labels: label tokens in a row; None: all of them, or a quarter for encoder-decoders.
 
     Raises:
-        ModelUnavailable, ModelUnsupported: no configuration, or not to be priced.
+        ModelUnavailable, ModelUnsupported: no configuration, or not to be priced or trained.
         RhoInfeasible: below this shape's minimum.
     """
     transformers.utils.logging.set_verbosity_error()
@@ -95,6 +96,7 @@ def profile_model(
     with torch.device("meta"):
         # float32 whatever the file says: as it will be trained
         model = model_class(config).from_config(config).float()
+    require_decoder_start(model)
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise InvalidInput(f"{name} takes at most {limit} tokens; got {tokens}.", param="tokens")

@@ -213,6 +213,12 @@ class LossStep:
         )
 
 
+def require_decoder_start(model: Any) -> None:
+    """Raises `ModelUnsupported` as `LossStep.inputs` does of a batch, where there is none."""
+    if model.config.is_encoder_decoder:
+        _decoder_inputs(model, torch.zeros((1, 1), dtype=torch.long))
+
+
 def _decoder_inputs(model: Any, labels_BU: torch.Tensor) -> torch.Tensor:
     """The labels one place to the right, as the model itself shifts them.
 

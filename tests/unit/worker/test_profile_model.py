@@ -7,7 +7,7 @@ import pytest
 import transformers
 from rich.console import Console
 
-from core.errors import InvalidInput, ModelUnavailable, RhoInfeasible
+from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported, RhoInfeasible
 from core.settings import Settings
 from core.training.memory import estimate
 from core.training.models import load_model
@@ -83,6 +83,16 @@ def test_what_depends_on_weights_is_said_and_the_rest_is_told(tmp_path):
     found, out = _profile(tmp_path), io.StringIO()
     print_profile(found, Console(file=out, width=120))
     assert "Memory cannot be told" in out.getvalue()
+
+
+def test_a_decoder_without_a_start_is_refused_as_by_run(tmp_path):
+    """Its steps were priced, and `greentune run` could take none of them."""
+    sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1}
+    transformers.T5Config(**sizes, num_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(ModelUnsupported, match="has no decoder_start_token_id"):
+        _profile(tmp_path)
+    transformers.T5Config(**sizes, num_heads=2, decoder_start_token_id=0).save_pretrained(tmp_path)
+    assert _profile(tmp_path).profile.full_flops > 0
 
 
 def test_what_cannot_be_is_refused(tiny_model, monkeypatch):
