@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 
 from core.data.task_options import parse_metrics, parse_task
+from core.data.tasks import task_named
 from core.errors import InvalidInput, MissingParameter
 from core.ignored_options import refuse_ignored
 from core.settings import DEMO_MODEL, read_settings
@@ -27,6 +28,7 @@ from core.spec import (
     GreenOptions,
     JobSpec,
     MethodOptions,
+    TaskOptions,
     rho_unasked,
 )
 from core.training_options import RATE_MIN, TrainingOptions
@@ -188,6 +190,7 @@ def run(
             max_new_tokens=eval_new_tokens,
         )
         questions = EvalOptions(**exam) if exam else None
+        known = _known_task(task, columns)
         train, validation = _files(train, validation, task, settings.home / "tasks")
         spec = JobSpec(
             model=model,
@@ -196,7 +199,7 @@ def run(
             seed=seed,
             training=training,
             green=green,
-            task=parse_task(task, columns),
+            task=known,
             eval=questions,
         )
         from worker.run_local import print_result, run_local
@@ -226,6 +229,14 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def _known_task(name: str | None, columns: str) -> TaskOptions | None:
+    """As `parse_task`. Raises `InvalidInput` too where there is no such task or field of it."""
+    asked = parse_task(name, columns)
+    if asked is not None:
+        task_named(asked.name).named_columns(asked.columns)
+    return asked
+
+
 def _files(
     train: Path | None, validation: Path | None, task: str | None, folder: Path
 ) -> tuple[Path, Path | None]:
@@ -243,7 +254,6 @@ def _files(
         raise MissingParameter(
             "Name a training file, or a --task whose data set the hub has.", param="training_file"
         )
-    from core.data.tasks import task_named
     from worker.corpus import fetch_tables
 
     found, held_out = fetch_tables(task_named(task), folder)

@@ -145,7 +145,27 @@ def test_a_pipe_is_no_training_file(tmp_path: Path, option: str | None) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_refusal_loads_no_training_stack_and_is_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            "--method full --k 3",
+            "--k is for last_k; --method full ignores it: leave it out, or choose such a method.",
+        ),
+        (
+            "--task haiku",
+            "There is no task 'haiku'; there are: scitldr, dialogsum, webquestions, piqa.",
+        ),
+        (
+            "--task piqa --columns sol3=third",
+            "The task piqa has no field 'sol3'; its fields are: goal, sol1, sol2, label.",
+        ),
+    ],
+    ids=["option", "task", "column"],
+)
+def test_a_refusal_loads_no_training_stack_and_is_one_sentence(
+    tmp_path: Path, wrong: str, told: str
+) -> None:
     train = tmp_path / "train.jsonl"
     train.touch()
     script = (
@@ -156,14 +176,12 @@ def test_a_refusal_loads_no_training_stack_and_is_one_sentence(tmp_path: Path) -
         "except SystemExit as ended:\n"
         "    print(json.dumps([ended.code, 'torch' in sys.modules]))\n"
     )
-    options = ["run", str(train), "--out", str(tmp_path / "out"), "--method", "full", "--k", "3"]
+    options = ["run", str(train), "--out", str(tmp_path / "out"), *wrong.split()]
     done = subprocess.run(
         [sys.executable, "-c", script, *options], capture_output=True, text=True, check=True
     )
     message, is_loaded = json.loads(done.stdout)
-    assert message == (
-        "--k is for last_k; --method full ignores it: leave it out, or choose such a method."
-    )
+    assert message == told
     assert not is_loaded
     assert not (tmp_path / "out").exists()
 
