@@ -197,8 +197,11 @@ class Judge:
         self, model: Any, prepared: Prepared, gauge: Gauge, *, n_steps: int, folder: Path
     ) -> None:
         # its buffers are its own: they stay behind when an engine moves the parameters
-        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self._step = LossStep(model, keeps_mask=needs_mask(model))
+        numerics = choose_numerics()
+        self._model = model.to(numerics.device)
+        self._step = LossStep(
+            model, keeps_mask=needs_mask(model), autocast_dtype=numerics.autocast_dtype
+        )
         self._batches = prepared.validation_batches()
         self._gauge = gauge
         self._points = {max(1, round(share * n_steps)) for share in CHECKPOINTS}
@@ -228,17 +231,23 @@ class Judge:
         if is_best:
             self.best_step = step
             if step < self._last:
-                torch.save(dict(self._model.named_parameters()), self._file)
+                torch.save(self._changed(), self._file)
         if step < self._last:
             self._gauge.resume()
+
+    def _changed(self) -> dict[str, torch.nn.Parameter]:
+        """What training may have changed: frozen matrices lie there in bfloat16."""
+        named = self._model.named_parameters()
+        return {name: each for name, each in named if each.dtype is torch.float32}
 
     @torch.no_grad()
     def restore_best(self) -> float:
         """Put the best weights back; their validation loss."""
         if self.best_step != self.marks[-1]["step"]:
             best = torch.load(self._file, weights_only=True, map_location=self._model.device)
-            for name, parameter in self._model.named_parameters():
-                parameter.copy_(best[name])
+            parameters = dict(self._model.named_parameters())
+            for name, weight in best.items():
+                parameters[name].copy_(weight)
         return min(mark["loss"] for mark in self.marks)
 
 
@@ -355,6 +364,8 @@ def run(
         spent = _spend(prepared, contender, gauge, judge.after_step)
         best_loss = judge.restore_best()
         load_after = load()
+    # training gives it back on the CPU
+    prepared.loaded.model.to(choose_numerics().device)
     scores = prepared.ask().scores if prepared.exam else {}
     return {
         "label": contender.label,

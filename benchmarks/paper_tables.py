@@ -54,6 +54,7 @@ from core.settings import DEMO_MODEL, Settings
 from core.spec import EvalOptions, GreenOptions, JobSpec
 from core.training.evaluate import evaluate
 from core.training.hooks import FitResult, Hook, StepRecord
+from core.training.numerics import choose_numerics
 from core.training.step import LossStep, needs_mask
 from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare, train
@@ -211,7 +212,8 @@ def _prepared(
 
 def _judged(prepared: Prepared) -> dict[str, float]:
     """Loss on all held-out examples and ROUGE of answers, of the model as it is now."""
-    model = prepared.loaded.model
+    # training gives it back on the CPU
+    model = prepared.loaded.model.to(choose_numerics().device)
     step = LossStep(model, keeps_mask=needs_mask(model))
     batches = [step.inputs(batch) for batch in prepared.validation_batches()]
     return {"validation_loss": evaluate(step, batches).loss, **prepared.ask().scores}

@@ -74,6 +74,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             reselects=reselects,
             device=job.numerics.device,
             keeps_best=job.training.early_stopping_patience is not None,
+            lowers_frozen=True,
         )
     except (ModelUnsupported, RhoInfeasible):
         return None

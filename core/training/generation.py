@@ -32,6 +32,7 @@ from transformers.cache_utils import CacheLayerMixin
 from core.errors import InvalidInput
 from core.training.adapters import is_adapted, n_virtual_tokens
 from core.training.cpu_attention import CpuAttention
+from core.training.numerics import autocast_dtype_on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,8 @@ def generate(
     answers: dict[int, list[int]] = {}
     encoded: list[tuple[int, int]] = []
     passes: list[Pass] = []
-    attention = CpuAttention(None) if model.device.type == "cpu" else nullcontext()
+    dtype = autocast_dtype_on(model.device)
+    attention = CpuAttention(dtype) if model.device.type == "cpu" else nullcontext()
     try:
         with _counted(base, passes), _set(base, settings), attention:
             for start in range(0, len(order), size):

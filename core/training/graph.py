@@ -84,12 +84,12 @@ def trace(
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` on the meta device: everything differentiable, evaluation mode, attention
-    as plain products where the model can. No weight is read; ``model`` is left as it is.
+    """A copy of ``model`` on the meta device: everything differentiable, float32, evaluation mode,
+    attention as plain products where the model can. No weight is read; ``model`` is left as it is.
 
     Raises ModelUnsupported for quantised weights and for models that cannot be copied.
     """
-    shadow: Any = shaped_copy(model, lambda tensor: torch.empty_like(tensor, device="meta"))
+    shadow: Any = shaped_copy(model, _on_meta)
     if hasattr(shadow, "set_attn_implementation"):
         # a model without an eager form keeps its own; torch's fused one is plain products on meta
         with contextlib.suppress(ValueError):
@@ -97,14 +97,20 @@ def meta_copy(model: nn.Module) -> nn.Module:
     return cast("nn.Module", shadow.eval())
 
 
+def _on_meta(tensor: Tensor) -> Tensor:
+    """What takes autocast to go together (`core.training.frozen_weights`) is of one type here."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty_like(tensor, device="meta", dtype=dtype, requires_grad=False)
+
+
 def shaped_copy(model: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of ``model`` with every parameter (differentiable) and buffer replaced by ``like`` of
-    it. Raises as `meta_copy`.
+    it, a tensor without gradient. Raises as `meta_copy`.
     """
     replaced: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         _refuse_quantised(name, parameter)
-        replaced[id(parameter)] = nn.Parameter(like(parameter.detach()))
+        replaced[id(parameter)] = nn.Parameter(like(parameter))
     for buffer in model.buffers():
         replaced[id(buffer)] = like(buffer)
     try:

@@ -85,6 +85,12 @@ class FitJob:
         return self.total_steps / self.steps_per_epoch
 
     @property
+    def patience(self) -> int | None:
+        """Early stopping's, in steps."""
+        epochs = self.training.early_stopping_patience
+        return None if epochs is None else epochs * self.steps_per_epoch
+
+    @property
     def course(self) -> Course:
         return Course(
             total_steps=self.total_steps,
@@ -94,6 +100,11 @@ class FitJob:
             selections=self.selections,
             spared=None if self.reuse is None else self.reuse.spared,
         )
+
+    @property
+    def always_trained(self) -> tuple[str, ...]:
+        """Names of what is known to be trained before anything is selected."""
+        return self.profile.trainable if self.method.name == "full" else ()
 
     @property
     def elements(self) -> dict[str, int]:

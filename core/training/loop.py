@@ -20,6 +20,7 @@ def fit(
     control: Callable[[], Control] = lambda: Control.CONTINUE,
 ) -> FitResult:
     """Train ``job.model`` in place, from the newest checkpoint in ``checkpoints`` if there is one.
+    It is float32 again afterwards, however that ends.
 
     On the CPU a run that was stopped anywhere and resumed gives the same bits as one that was not.
 
@@ -32,11 +33,12 @@ def fit(
         NanLoss: loss or gradient is not finite; the weights are those before that step.
         OutOfMemory: the device or the host has not enough.
         RhoInfeasible: the plan asked for less than the model's minimum.
-        StorageUnavailable: a checkpoint cannot be written.
+        StorageUnavailable: a checkpoint cannot be written, or what was put aside not be read.
     """
     outcome: Outcome = "finished"
     with memory_errors():
         run = Run(job, checkpoints, keep_checkpoints, hooks)
+    with memory_errors(), run.frozen:
         run.start()
         while not run.is_done:
             order = control()
@@ -61,4 +63,4 @@ def fit(
                 run.ask()
             if run.checkpoint_is_due:
                 run.checkpoint()
-    return run.finish(outcome)
+        return run.finish(outcome)

@@ -27,7 +27,7 @@ from core.training.importance import freeing_gradients
 from core.training.job import FitJob
 from core.training.optimiser import SelectiveAdamW
 from core.training.rates import Rates
-from core.training.step import Batch, LossStep, StepInputs, StepOutput, needs_mask
+from core.training.step import Batch, LossStep, StepInputs, StepOutput
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class _Trial:
         self._reusing = step
         self._plain = LossStep(
             job.model,
-            keeps_mask=needs_mask(job.model),
+            keeps_mask=step.keeps_mask,
             autocast_dtype=job.numerics.autocast_dtype,
         )
         self._plain.recomputes = step.recomputes

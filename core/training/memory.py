@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from core.errors import ModelUnsupported
+from core.training.frozen_weights import lowerable
 from core.training.graph import shaped_copy
 from core.training.importance import freeing_gradients
 from core.training.pricing import Shape
@@ -69,6 +70,8 @@ class MemoryEstimate:
     libraries_bytes: int = 0
     #: copies of the trained weights, as they were at the best step
     best_bytes: int = 0
+    #: of ``weights_bytes``: what trained matrices take more than while they were frozen
+    raised_bytes: int = 0
 
     @property
     def peak_bytes(self) -> int:
@@ -87,6 +90,7 @@ class MemoryEstimate:
         before = self._lasting_bytes
         if not self.reselects:
             before -= self.moments_bytes + self.prefix_rows_bytes + self.best_bytes
+            before -= self.raised_bytes
         return before + self.selection_bytes
 
     @property
@@ -118,6 +122,7 @@ def estimate(
     reselects: bool = True,
     device: torch.device = _CPU,
     keeps_best: bool = False,
+    lowers_frozen: bool = False,
 ) -> MemoryEstimate:
     """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
 
@@ -131,6 +136,7 @@ def estimate(
         reselects: whether importance is measured again after the first step.
         device: that will train.
         keeps_best: as early stopping does, in the host's memory.
+        lowers_frozen: as `core.training.frozen_weights` does, where there is autocast.
 
     Raises:
         ModelUnsupported: the model cannot run without its data.
@@ -138,6 +144,9 @@ def estimate(
     trained = set(names)
     parameters = dict(model.named_parameters())
     gradients = sum(_bytes(p) for name, p in parameters.items() if name in trained)
+    matrices = lowerable(model) if lowers_frozen and autocast_dtype is not None else {}
+    frozen = {name: p for name, p in matrices.items() if name not in trained}
+    raised_bytes = sum(_bytes(p) // 2 for name, p in matrices.items() if name in trained)
     try:
         traced = partial(
             _traced,
@@ -146,15 +155,19 @@ def estimate(
             recomputes=recomputes,
             runs_on_cpu=device.type == "cpu",
         )
-        step = traced(trained, shape, accumulates=accumulates)
-        selection = None if probe is None else traced(set(candidates), probe, frees=True)
+        step = traced(trained, shape, frozen.values(), accumulates=accumulates)
+        lowered = frozen if reselects else matrices
+        selection = (
+            None if probe is None else traced(set(candidates), probe, lowered.values(), frees=True)
+        )
     except (RuntimeError, NotImplementedError) as error:
         raise ModelUnsupported(
             f"{type(model).__name__}'s memory cannot be told without its weights: {error}",
             param="model",
         ) from error
     return MemoryEstimate(
-        weights_bytes=sum(map(_bytes, (*parameters.values(), *model.buffers()))),
+        weights_bytes=sum(map(_bytes, (*parameters.values(), *model.buffers())))
+        - sum(_bytes(p) // 2 for p in frozen.values()),
         gradients_bytes=gradients,
         moments_bytes=_MOMENTS * gradients,
         activations_bytes=step.activations_bytes,
@@ -165,6 +178,7 @@ def estimate(
         reselects=reselects,
         libraries_bytes=workspace_bytes(device),
         best_bytes=gradients if keeps_best and device.type == "cpu" else 0,
+        raised_bytes=raised_bytes,
     )
 
 
@@ -181,6 +195,7 @@ def _traced(
     model: Any,
     trained: Collection[str],
     shape: Shape,
+    lowered: Iterable[Tensor],
     *,
     autocast_dtype: torch.dtype | None,
     recomputes: bool,
@@ -188,14 +203,16 @@ def _traced(
     accumulates: bool = False,
     frees: bool = False,
 ) -> _Traced:
-    """One forward and backward pass; ``frees``: gradients are taken and freed as they arrive."""
+    """One forward and backward pass; ``frees``: gradients are taken and freed as they arrive;
+    ``lowered``: the model's parameters that lie there in the autocast's type.
+    """
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    types = dict.fromkeys(map(id, lowered), autocast_dtype)
 
     def like(tensor: Tensor) -> Tensor:
+        dtype = types.get(id(tensor), tensor.dtype)
         with fakes:
-            return torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu"
-            )
+            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
 
     shadow: Any = shaped_copy(model, like)
     shadow.train(model.training and not frees)

@@ -91,10 +91,16 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 def as_autocast(x: torch.Tensor) -> torch.Tensor:
     """``x`` as autocast, where it is on, would cast it for each product that takes it."""
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    dtype = autocast_dtype_on(x.device)
+    return x if dtype is None else x.to(dtype)
+
+
+def autocast_dtype_on(device: torch.device) -> torch.dtype | None:
+    """None: autocast is off there."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
 
 
 def float32_route(products: Sequence[Product]) -> str:

@@ -89,10 +89,10 @@ class RowStore:
                 self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115
                 weakref.finalize(self, self._file.close)
             self._file.seek(self.n_disk_bytes)
-            n_written = self._file.write(data)
+            rest = memoryview(data)
+            while rest:  # the system takes 2 GiB at once, or what is left of the disk
+                rest = rest[self._file.write(rest) :]
         except OSError:
-            n_written = 0
-        if n_written != len(data):
             self._disk_bytes = 0  # full or refusing: rows that are there stay good
             return False
         self._places[key] = _Place(

@@ -25,6 +25,7 @@ from core.training.checkpoint import (
 )
 from core.training.early_stopping import EarlyStopping
 from core.training.evaluate import evaluate
+from core.training.frozen_weights import FrozenWeights
 from core.training.hooks import FitResult, Hook, Outcome
 from core.training.horizon import choose
 from core.training.importance import rank_tensors
@@ -69,7 +70,7 @@ class Run:
         self._folder = checkpoints
         self._keep = keep
         self._hooks = hooks
-        self._model = job.model.to(job.numerics.device)
+        self._model = job.model.train()
         # tied weights appear once, under their first name
         self._parameters: dict[str, torch.nn.Parameter] = {
             name: p for name, p in self._model.named_parameters() if p.requires_grad
@@ -81,13 +82,11 @@ class Run:
             reuse=job.reuse,
             forward=job.prices.forward,
         )
+        self.frozen = FrozenWeights(self._model, job.numerics.autocast_dtype, folder=checkpoints)
         self._step.recomputes = job.training.gradient_checkpointing
         self._micro_batches = MicroBatches(job, self._step)
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
-        patience = job.training.early_stopping_patience
-        self._best = EarlyStopping(
-            self._parameters, None if patience is None else patience * job.steps_per_epoch
-        )
+        self._best = EarlyStopping(self._parameters, job.patience)
         self._price = job.prices.full
         self._budget = budget_of(job, None)
         self._state = TrainState(fingerprint=job.fingerprint, precision=job.numerics.name)
@@ -145,7 +144,9 @@ class Run:
     def start(self) -> None:
         """Seed, or take up the newest checkpoint; then tell, and validate the base model."""
         torch.manual_seed(self._job.seed)
-        self._model.train()
+        # before the model moves: a card may have no room for all of it in float32
+        self.frozen.lower_all_but(self._job.always_trained)
+        self._step.move(self._job.numerics.device)
         if self._folder is not None and (checkpoint := newest_checkpoint(self._folder)):
             self._restore(checkpoint)
         measuring_s = self._count()
@@ -292,7 +293,8 @@ class Run:
         """Have the model answer the held-out questions. Draws no random number; FLOPs are apart."""
         assert self._job.ask is not None, "there is something to ask"
         state = self._state
-        record = replace(self._job.ask(), step=state.step, epoch=self.epoch)
+        with self._step.autocast():
+            record = replace(self._job.ask(), step=state.step, epoch=self.epoch)
         state.evaluation_flops += record.flops
         state.scores = dict(record.scores)
         state.first_scores = state.first_scores or state.scores
@@ -350,6 +352,7 @@ class Run:
         precision = self._job.numerics.name
         require_continuable(checkpoint.state, self._job.fingerprint, precision)
         self._state = replace(checkpoint.state, precision=precision)
+        self.frozen.lower_all_but(self._state.ever_trained)
         with torch.no_grad():
             for name, weight in checkpoint.weights.items():
                 self._parameters[name].copy_(weight)
@@ -362,6 +365,7 @@ class Run:
         self._checkpointed_at = self._state.step
 
     def _train_only(self, names: tuple[str, ...]) -> None:
+        self.frozen.lower_all_but({*self._state.ever_trained, *names})
         self._best.cover(names)
         self._optimiser.select(names)
         self._price = self._job.prices.of(names)

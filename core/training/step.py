@@ -97,6 +97,7 @@ class LossStep:
         autocast_dtype: None, or torch.bfloat16 for mixed precision with float32 weights.
 
     Attributes:
+        keeps_mask: as asked for, or because the model needs it.
         recomputes: blocks keep their input alone for the backward pass (`core.training.recompute`).
         runs_on_cpu: its kernels are the CPU's; a copy without data stands in for a model elsewhere.
         at_step: steps done; what is kept remembers when it began.
@@ -117,11 +118,16 @@ class LossStep:
         if self._head is None:
             raise ModelUnsupported("The model has no output embeddings: it is no language model.")
         self._is_encoder_decoder = bool(model.config.is_encoder_decoder)
-        self._keeps_mask = keeps_mask or self._is_encoder_decoder
+        self.keeps_mask = keeps_mask or self._is_encoder_decoder
         self._autocast_dtype = autocast_dtype
         self.recomputes = False
         self.at_step = 0
         self.runs_on_cpu = model.device.type == "cpu"
+
+    def move(self, device: torch.device) -> None:
+        """The model, and what it is run with there."""
+        self.model.to(device)
+        self.runs_on_cpu = device.type == "cpu"
 
     def inputs(self, batch: Batch) -> StepInputs:
         """A collated batch (``input_ids``, ``labels``, ``attention_mask``, on the CPU) on the
@@ -131,7 +137,7 @@ class LossStep:
         labels, mask = batch["labels"], batch["attention_mask"]
         model_inputs = {"input_ids": batch["input_ids"]}
         n_tokens = int(mask.sum())
-        if self._keeps_mask and n_tokens < mask.numel():
+        if self.keeps_mask and n_tokens < mask.numel():
             model_inputs["attention_mask"] = mask
         if self._is_encoder_decoder:
             model_inputs["decoder_input_ids"] = _decoder_inputs(self.model, labels)
@@ -190,17 +196,17 @@ class LossStep:
             around.callback(self._head.register_forward_pre_hook(gather).remove)
             if self.recomputes and torch.is_grad_enabled():
                 around.enter_context(recomputing(self.model, self._attention))
-            around.enter_context(
-                torch.autocast(
-                    inputs.positions_N.device.type,
-                    dtype=self._autocast_dtype,
-                    enabled=self._autocast_dtype is not None,
-                )
-            )
+            around.enter_context(self.autocast())
             around.enter_context(self._attention())
             logits_1NV = self.model(**inputs.model_inputs, use_cache=False).logits
         rows_NV: torch.Tensor = logits_1NV.squeeze(0)
         return rows_NV
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the model is run in."""
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=self._autocast_dtype)
 
     def _attention(self) -> AbstractContextManager[Any]:
         return CpuAttention(self._autocast_dtype) if self.runs_on_cpu else nullcontext()

@@ -52,7 +52,11 @@ def prices() -> Any:
     return price_steps(tiny_model("opt"))
 
 
-def job(*, asks: bool = True) -> FitJob:
+FLOAT32 = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")
+BFLOAT16 = replace(FLOAT32, autocast_dtype=torch.bfloat16, precision="bfloat16 autocast")
+
+
+def job(*, asks: bool = True, numerics: Numerics = FLOAT32) -> FitJob:
     model = tiny_model("opt", dropout=0.2)
     ask = functools.partial(
         evaluate_answers,
@@ -74,7 +78,7 @@ def job(*, asks: bool = True) -> FitJob:
         profile=prices().mean_profile([(3, 12, 0, 12)]),
         training=TrainingOptions(n_epochs=1),
         seed=3,
-        numerics=Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32"),
+        numerics=numerics,
         fingerprint=fingerprint_of(model),
         ask=ask if asks else None,
     )
@@ -85,8 +89,10 @@ def stop_before(step: int) -> Any:
     return lambda: Control.CHECKPOINT_AND_STOP if next(polls) == step else Control.CONTINUE
 
 
-def test_asked_before_and_after_and_apart_from_training(tmp_path: Path):
-    silent, asking, told = job(asks=False), job(), Told()
+@pytest.mark.parametrize("numerics", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
+def test_asked_before_and_after_and_apart_from_training(numerics: Numerics, tmp_path: Path):
+    silent, asking = job(asks=False, numerics=numerics), job(numerics=numerics)
+    told = Told()
     without = fit(silent)
     result = fit(asking, checkpoints=tmp_path, hooks=[told])
     before, after = told.evaluations

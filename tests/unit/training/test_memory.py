@@ -1,5 +1,7 @@
 """Predicted bytes against those that torch's allocator and autograd say were really there."""
 
+from functools import partial
+
 import pytest
 import torch
 import transformers
@@ -11,6 +13,7 @@ from core.training.adapters import add_adapters
 from core.training.checkpoint import TrainState
 from core.training.early_stopping import EarlyStopping
 from core.training.evaluate import Evaluation
+from core.training.frozen_weights import FrozenWeights
 from core.training.importance import measure_importance
 from core.training.memory import estimate
 from core.training.optimiser import SelectiveAdamW
@@ -134,6 +137,43 @@ def test_precision_and_gradient_checkpointing_are_followed(kind, dtype, recomput
         model, kind, dict(model.named_parameters()), dtype=dtype, recomputes=recomputes
     )
     assert (found.activations_bytes < plain.activations_bytes) is saves
+
+
+@pytest.mark.parametrize("kind", ["llama", "opt", "bart"])
+def test_frozen_matrices_in_bfloat16_are_counted_as_such(kind):
+    model = tiny_model(kind)
+    names = _trained(model, kind, 0.4)
+    optimiser = SelectiveAdamW(dict(model.named_parameters()), weight_decay=0.0)
+    optimiser.select(names)
+    step = LossStep(model, autocast_dtype=torch.bfloat16)
+    inputs = step.inputs(_batch(kind))
+    predict = partial(
+        estimate,
+        model,
+        names,
+        inputs.shape,
+        autocast_dtype=torch.bfloat16,
+        probe=inputs.shape,
+        candidates=dict(model.named_parameters()),
+    )
+    found, plain = predict(lowers_frozen=True), predict()
+    once = predict(lowers_frozen=True, reselects=False)
+
+    def one():
+        torch.autograd.backward(step(inputs).loss_sum)
+        optimiser.step(learning_rate=1e-4, max_grad_norm=1.0)
+
+    with FrozenWeights(model, torch.bfloat16) as frozen:
+        frozen.lower_all_but(())
+        before_selecting = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+        frozen.lower_all_but(names)
+        held = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+        one()
+        assert found.step_bytes == pytest.approx(_peak(one), rel=NEAR)
+    assert found.weights_bytes == held < plain.weights_bytes
+    assert once.selecting_bytes - once.selection_bytes == before_selecting < held
+    assert found.step_bytes <= plain.step_bytes
+    assert found.peak_bytes < plain.peak_bytes
 
 
 def test_the_best_weights_lie_in_the_hosts_memory():

@@ -1,0 +1,135 @@
+"""Frozen matrices in the autocast's type: half their memory, and no cast in every pass.
+
+Under autocast a product takes its weights in bfloat16, whatever they are stored in. What no step
+changes can therefore lie there in bfloat16 from the start: every pass computes the same bits. What
+it was in float32 is needed again when it is trained after all, and when the model is written. Most
+checkpoints are bfloat16 themselves, and rounding them loses nothing; of others the originals wait
+in a file that goes with the process, however that ends.
+
+Only matrices of linear layers qualify, and those only that nothing else uses: embeddings and norms
+compute in the type of their weights. Whether a model minds is tested on it, not looked up by name.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from core.errors import StorageUnavailable
+from core.training.adapters import is_adapted
+from core.training.prefix_layout import as_evaluated, probe_batch
+from core.training.prefix_store import RowStore
+from core.training.step import LossStep
+
+
+def lowerable(model: Any) -> dict[str, nn.Parameter]:
+    """The parameters, by name, that may be frozen and that products alone use; of a model with
+    adapters none of the adapters'.
+    """
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    multiplied: set[int] = set()
+    other: set[int] = set()
+    for path, module in model.named_modules():
+        is_product = _is_linear(module) and kept.isdisjoint(path.split("."))
+        for name, parameter in module.named_parameters(recurse=False):
+            (multiplied if is_product and name == "weight" else other).add(id(parameter))
+    trains_adapters = is_adapted(model)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in multiplied - other
+        and parameter.is_contiguous()
+        and not (trains_adapters and parameter.requires_grad)
+    }
+
+
+class FrozenWeights(AbstractContextManager["FrozenWeights"]):
+    """Which of a model's weights are lowered, and what they were. On leaving the context they are
+    float32 again, with the bits that they had; if any is lowered then, the model goes to the CPU
+    first, because a card may have no room for all.
+
+    Args:
+        model: float32; nobody may run it outside of autocast while weights are lowered.
+        dtype: the autocast's; None: there is none, and nothing is lowered.
+        folder: of the originals' file, made when the file is; None: the system's own for temporary
+            files.
+    """
+
+    def __init__(
+        self, model: Any, dtype: torch.dtype | None, *, folder: Path | None = None
+    ) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._lowered: dict[str, nn.Parameter] = {}
+        self._has_begun = False
+        #: those that rounding would change; what has no room here stays float32
+        self._originals = RowStore(memory_bytes=0, disk_bytes=sys.maxsize, folder=folder)
+
+    def __exit__(self, *_: object) -> None:
+        """Raises StorageUnavailable: an original cannot be read."""
+        if self._lowered:
+            self._model.to("cpu")
+            self._restore(set(self._lowered))
+
+    def lower_all_but(self, names: Collection[str]) -> None:
+        """``names``: of all that was ever trained or is to be: those are float32 from here on.
+
+        The first call lowers, later ones only give back.
+
+        Raises:
+            StorageUnavailable: an original cannot be read.
+        """
+        if self._dtype is not None and not self._has_begun:
+            self._has_begun = True
+            self._begin(self._dtype, names)
+        self._restore(self._lowered.keys() & set(names))
+
+    def _begin(self, dtype: torch.dtype, names: Collection[str]) -> None:
+        frozen = {n: p for n, p in lowerable(self._model).items() if n not in names}
+        step = LossStep(self._model, keeps_mask=True, autocast_dtype=dtype)
+        inputs = step.inputs(probe_batch(self._model, is_padded=True))
+        with as_evaluated(self._model), torch.no_grad():
+            before = step.logits(inputs)
+            for name, parameter in frozen.items():
+                self._lower(name, parameter, dtype)
+            try:
+                is_same = torch.equal(step.logits(inputs), before)
+            except RuntimeError:  # of types that do not go together
+                is_same = False
+        if not is_same:
+            self._restore(set(self._lowered))
+
+    def _lower(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> None:
+        weight = parameter.detach()
+        rounded = weight.to(dtype)
+        is_exact = torch.equal(rounded.float(), weight)
+        if is_exact or self._originals.put(name.encode(), (weight,)):
+            parameter.data = rounded
+            self._lowered[name] = parameter
+
+    def _restore(self, names: Iterable[str]) -> None:
+        for name in names:
+            parameter = self._lowered[name]
+            weight, key = parameter.detach().float(), name.encode()
+            if key in self._originals:
+                row = self._originals.get(key)
+                if row is None:
+                    raise StorageUnavailable(
+                        f"The float32 weights of {name}, which were put aside on the disk while "
+                        "they were frozen, cannot be read again. Start the job again."
+                    )
+                weight = row[0].to(weight.device)
+            parameter.data = weight
+            del self._lowered[name]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    is_own = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return is_own or type(module) is Conv1D

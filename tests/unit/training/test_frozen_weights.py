@@ -1,0 +1,234 @@
+"""Frozen matrices in bfloat16 are not seen by any number, and are float32 again in the end."""
+
+import dataclasses
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from core.errors import StorageUnavailable
+from core.spec import ADAPTER_METHODS, MethodOptions
+from core.training import frozen_weights
+from core.training.adapters import add_adapters
+from core.training.frozen_weights import FrozenWeights, lowerable
+from core.training.hooks import Control, Hook
+from core.training.job import FitJob
+from core.training.loop import fit
+from core.training.methods import method_named
+from core.training.models import fingerprint_of
+from core.training.numerics import Numerics
+from core.training.pricing import price_steps
+from core.training.step import LossStep
+from core.training_options import TrainingOptions
+from tests.fixtures.tiny_models import CAUSAL, PAIRS, Batches, padded_batch, tiny_model
+
+BF16 = Numerics(
+    device=torch.device("cpu"), autocast_dtype=torch.bfloat16, precision="bfloat16 autocast"
+)
+FP32 = dataclasses.replace(BF16, autocast_dtype=None, precision="float32")
+KINDS = [*CAUSAL, *PAIRS]
+CASES = [(kind, method) for method in ("green", "green_lora") for kind in KINDS] + [
+    (kind, method) for method in ("last_k", "lora", "prefix", "full") for kind in ("llama", "t5")
+]
+
+
+class Types(Hook):
+    """What the model's weights lie in at each step, and the losses."""
+
+    def __init__(self, model):
+        self._model = model
+        self.seen, self.losses, self.chosen = [], [], []
+
+    def on_selection(self, record):
+        self.chosen.append((record.names, record.importance))
+
+    def on_step(self, record):
+        self.seen.append({name: p.dtype for name, p in self._model.named_parameters()})
+        self.losses.append((record.loss, record.grad_norm))
+
+    def on_validation(self, record):
+        self.losses.append((record.loss, None))
+
+
+@functools.cache
+def _prices(kind):
+    return price_steps(tiny_model(kind))
+
+
+def _job(kind, method, *, numerics=BF16, dropout=0.0, prepare=lambda _model: None, **options):
+    model, prices = tiny_model(kind, dropout=dropout), _prices(kind)
+    prepare(model)
+    if method in ADAPTER_METHODS:
+        settings = MethodOptions(target_modules="all-linear") if method == "lora" else None
+        model = add_adapters(model, method, settings or MethodOptions(), base_name="tiny", seed=0)
+        trained = [name for name, p in model.named_parameters() if p.requires_grad]
+        prices = price_steps(model).against(prices, trained)
+    is_pair = kind in PAIRS
+    options = {"n_epochs": 2, "gradient_accumulation": 2, "selection_interval": 1.0} | options
+    return FitJob(
+        model=model,
+        feed=Batches(4, is_pair=is_pair),
+        validation=[padded_batch(seed=77, is_pair=is_pair)],
+        method=method_named(method),
+        rho=lambda _step: 0.7,
+        prices=prices,
+        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
+        training=TrainingOptions(**options),
+        seed=3,
+        numerics=numerics,
+        fingerprint=fingerprint_of(model),
+    )
+
+
+def _weights(job):
+    return {name: p.detach().clone() for name, p in job.model.named_parameters()}
+
+
+def _run(job, **given):
+    types = Types(job.model)
+    fit(job, hooks=[types], **given)
+    return types
+
+
+@pytest.mark.parametrize(("kind", "method"), CASES)
+def test_not_a_bit_of_a_run_changes(kind, method, monkeypatch):
+    job = _job(kind, method, dropout=0.1)
+    before = _weights(job)
+    found = _run(job)
+    with monkeypatch.context() as patched:
+        patched.setattr(frozen_weights, "lowerable", lambda _model: {})
+        plain = _job(kind, method, dropout=0.1)
+        expected = _run(plain)
+    assert {dtype for types in expected.seen for dtype in types.values()} == {torch.float32}
+    assert found.losses == expected.losses
+    assert [names for names, _ in found.chosen] == [names for names, _ in expected.chosen]
+    for (_, importance), (_, wanted) in zip(found.chosen, expected.chosen, strict=True):
+        # weight decay, which is part of an update, is that of the rounded weight
+        assert importance == (None if wanted is None else pytest.approx(wanted, rel=1e-2))
+    after, wanted = _weights(job), _weights(plain)
+    ever = {name for names, _ in found.chosen for name in names}
+    for name, weight in after.items():
+        assert weight.dtype is torch.float32
+        assert torch.equal(weight, wanted[name]), name
+        assert name in ever or torch.equal(weight, before[name]), name
+    candidates = {name for name in lowerable(job.model) if name not in ever}
+    assert candidates or method == "full"
+    for types in found.seen:
+        lowered = {name for name, dtype in types.items() if dtype is torch.bfloat16}
+        assert candidates <= lowered <= lowerable(job.model).keys()
+
+
+def test_only_what_products_alone_use_is_lowered():
+    llama, t5 = tiny_model("llama"), tiny_model("t5")
+    assert len(lowerable(llama)) == 3 * 7  # the head is the embedding too
+    assert not any("norm" in name or "embed" in name for name in lowerable(llama))
+    # transformers keeps T5's last projections in float32
+    assert not any(".wo." in name for name in lowerable(t5))
+    assert any(".wi." in name for name in lowerable(t5))
+
+
+@pytest.mark.parametrize("method", ["green", "green_lora"])
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_run_that_was_stopped_gives_the_same_bits(method, stop, tmp_path):
+    straight = _job("llama", method)
+    expected = _run(straight)
+    polls = iter(range(100))
+    paused = _run(
+        _job("llama", method),
+        checkpoints=tmp_path,
+        control=lambda: Control.CHECKPOINT_AND_STOP if next(polls) == stop else Control.CONTINUE,
+    )
+    resumed = _job("llama", method)
+    found = _run(resumed, checkpoints=tmp_path)
+    assert paused.losses + found.losses == expected.losses
+    for name, weight in _weights(resumed).items():
+        assert torch.equal(weight, _weights(straight)[name]), name
+
+
+def _round(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+
+
+def test_weights_that_are_bfloat16_already_take_no_room_on_the_disk(monkeypatch):
+    monkeypatch.setattr(frozen_weights, "RowStore", _NoStore)
+    job = _job("llama", "green_lora", prepare=_round)
+    before = _weights(job)
+    found = _run(job)
+    assert torch.bfloat16 in found.seen[0].values()
+    assert all(torch.equal(p, before[n]) for n, p in _weights(job).items() if "lora" not in n)
+
+
+class _NoStore(frozen_weights.RowStore):
+    def put(self, key, row):
+        raise AssertionError(key)
+
+
+class _FullStore(frozen_weights.RowStore):
+    def put(self, _key, _row):
+        return False
+
+
+def test_what_has_no_room_on_the_disk_stays_float32(monkeypatch):
+    monkeypatch.setattr(frozen_weights, "RowStore", _FullStore)
+    found = _run(_job("llama", "green_lora"))
+    assert {dtype for types in found.seen for dtype in types.values()} == {torch.float32}
+
+
+def test_originals_that_cannot_be_read_are_no_weights(monkeypatch):
+    monkeypatch.setattr(frozen_weights.RowStore, "get", lambda _self, _key: None)
+    with pytest.raises(StorageUnavailable, match=r"float32 weights of model\.layers"):
+        _run(_job("llama", "green"))
+
+
+def test_in_float32_nothing_is_lowered():
+    found = _run(_job("llama", "green_lora", numerics=FP32))
+    assert {dtype for types in found.seen for dtype in types.values()} == {torch.float32}
+
+
+def test_a_run_that_fails_gives_the_weights_back():
+    class Failing(Hook):
+        def on_step(self, record):
+            raise ValueError(record.step)
+
+    job = _job("llama", "green_lora")
+    before = _weights(job)
+    with pytest.raises(ValueError, match="1"):
+        fit(job, hooks=[Failing()])
+    for name, weight in _weights(job).items():
+        assert weight.dtype is torch.float32
+        assert "lora" in name or torch.equal(weight, before[name])
+
+
+class _Curious(nn.Module):
+    """Computes in the type that its projection is stored in."""
+
+    def __init__(self, inner, *, breaks):
+        super().__init__()
+        self.inner = inner
+        self._breaks = breaks
+
+    def forward(self, x):
+        if self._breaks:
+            assert self.inner.weight.dtype is torch.float32 or _raise()
+        is_full = self.inner.weight.dtype is torch.float32
+        return self.inner(x if is_full else x * 1.5)
+
+
+def _raise():
+    raise RuntimeError("expected both to be of one type")
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_model_that_looks_at_the_type_keeps_its_weights(breaks):
+    model = tiny_model("llama")
+    attention = model.model.layers[1].self_attn
+    attention.o_proj = _Curious(attention.o_proj, breaks=breaks)
+    with FrozenWeights(model, torch.bfloat16) as frozen:
+        frozen.lower_all_but(())
+        assert {p.dtype for p in model.parameters()} == {torch.float32}
+        LossStep(model, autocast_dtype=torch.bfloat16).logits(
+            LossStep(model).inputs(padded_batch())
+        )
