@@ -1,7 +1,7 @@
 """``greentune submit``: a data set and a job's options, by the names that `greentune run` has.
 
-What is not said is not sent, so that the server's defaults count. What is wrong the server says,
-in the words of the API; here only texts are read.
+What is not said is not sent, so that the server's defaults count. What is wrong the server says, of
+its fields, which are told as the options that set them; here only texts are read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from api.estimate_table import MOMENT, moment_of
 from api.watch import follow_to_the_end
 from core.data.task_options import parse_metrics, parse_task
 from core.errors import InvalidInput
+from core.moments import LONGEST_SAID
+from core.option_names import in_words_of_options
 from core.settings import DEMO_MODEL
-from core.spec import METHODS
+from core.spec import MAX_HOLD_S, METHODS
 from core.training_options import RATE_MIN
 from core.units import SECONDS_PER_HOUR
 
 
+@in_words_of_options()
 def submit(
     file: Annotated[
         Path,
@@ -145,7 +148,7 @@ def submit(
         schedule=schedule,
         earliest_start=moment_of("--earliest-start", earliest_start, now),
         deadline=moment_of("--deadline", deadline, now),
-        max_hold_s=None if max_hold is None else max_hold * SECONDS_PER_HOUR,
+        max_hold_s=_hold_s(max_hold),
         carbon_budget_g=carbon_budget,
         energy_budget_wh=energy_budget,
         on_budget=on_budget,
@@ -213,6 +216,19 @@ def _given(**options: Any) -> dict[str, Any] | None:
     """What was said; None where nothing was: an empty ``eval`` would ask by the defaults."""
     said = {name: value for name, value in options.items() if value is not None}
     return said or None
+
+
+def _hold_s(hours: float | None) -> float | None:
+    """Raises InvalidInput beyond what the server takes, which would speak of seconds."""
+    if hours is None:
+        return None
+    longest = MAX_HOLD_S / SECONDS_PER_HOUR
+    if not 0 < hours <= longest:
+        raise InvalidInput(
+            f"--max-hold must be a number of hours above 0 and at most {longest:.0f} "
+            f"({LONGEST_SAID}); got {hours:g}."
+        )
+    return hours * SECONDS_PER_HOUR
 
 
 def _share(text: str | None) -> float | str | None:

@@ -195,7 +195,7 @@ class GreenOptions:
         if self.is_planned:
             raise InvalidInput(
                 f"A carbon plan counts rho in FLOPs: leave out green.currency {self.currency}, or "
-                "green.schedule, earliest_start, deadline and budgets.",
+                "green.schedule, green.earliest_start, green.deadline and budgets.",
                 param="green.currency",
             )
 

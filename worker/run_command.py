@@ -6,10 +6,7 @@ before they are paid for.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,6 +18,7 @@ from core.data.task_options import parse_metrics, parse_task
 from core.data.tasks import task_named
 from core.errors import InvalidInput, MissingParameter
 from core.ignored_options import refuse_ignored
+from core.option_names import in_words_of_options
 from core.settings import DEMO_MODEL, read_settings
 from core.spec import (
     METHODS,
@@ -37,25 +35,9 @@ from core.training_options import RATE_MIN, TrainingOptions
 
 #: `run` ended at a checkpoint because it was told to; as a shell says of SIGINT
 EXIT_PAUSED: Final = 130
-#: a spec's field -> the option that sets it, where it is not the field's own last name
-_OPTIONS: Final[Mapping[str, str]] = {
-    "green.options.r": "--lora-r",
-    "green.options.alpha": "--lora-alpha",
-    "green.options.dropout": "--lora-dropout",
-    "green.options.target_modules": "--lora-targets",
-    "green.options.n_virtual_tokens": "--virtual-tokens",
-    "green.training.gradient_accumulation": "--accumulation",
-    "green.eval": "--eval-metrics",
-    "green.eval.metrics": "--eval-metrics",
-    "green.eval.max_examples": "--eval-examples",
-    "green.eval.decoding": "--eval-decoding",
-    "green.eval.max_new_tokens": "--eval-new-tokens",
-    "hyperparameters.n_epochs": "--epochs",
-    "validation_file": "--validation",
-}
-_FIELD = re.compile(r"\b(?:green|hyperparameters)(?:\.[a-z]\w*)+|\bvalidation_file\b")
 
 
+@in_words_of_options()
 def run(
     train: Annotated[
         Path | None,
@@ -149,79 +131,62 @@ def run(
 ) -> None:
     """Fine-tune with no server: model, metrics, answers and emissions report into a folder."""
     settings = read_settings()
-    with _in_words_of_options():
-        share = None if rho is None else _number_or_word(rho)
-        options = _given(
-            k=k,
-            r=lora_r,
-            alpha=lora_alpha,
-            dropout=lora_dropout,
-            target_modules=lora_targets,
-            n_virtual_tokens=virtual_tokens,
-            merge=merge or None,
-        )
-        named = _given(
-            method=method, rho=share, currency=currency, importance=importance, zone=zone
-        )
-        green = GreenOptions(options=MethodOptions(**options), **named)
-        if rho is None and green.follows_rho:
-            green = replace(green, rho=rho_unasked(zone or settings.zone))
-        training = TrainingOptions(
-            n_epochs=epochs,
-            batch_size=batch_size,
-            gradient_accumulation=accumulation,
-            learning_rate=learning_rate,
-            max_steps=max_steps,
-            max_input_tokens=max_input_tokens,
-            max_output_tokens=max_output_tokens,
-            selection_interval=selection_interval,
-            checkpoint_every_s=checkpoint_every_s,
-            prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
-            precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
-            gradient_checkpointing=gradient_checkpointing,
-            early_stopping_patience=early_stopping_patience,
-        )
-        said = {"selection_interval": selection_interval, "prefix_reuse": prefix_reuse}
-        refuse_ignored(green, {**named, "options": options, "training": said})
-        exam = _given(
-            metrics=None if eval_metrics is None else parse_metrics(eval_metrics),
-            max_examples=eval_examples,
-            decoding=eval_decoding,
-            max_new_tokens=eval_new_tokens,
-        )
-        questions = EvalOptions(**exam) if exam else None
-        known = _known_task(task, columns)
-        train, validation = _files(train, validation, task, settings.home / "tasks")
-        spec = JobSpec(
-            model=model,
-            training_file=str(train.absolute()),
-            validation_file=None if validation is None else str(validation.absolute()),
-            seed=seed,
-            training=training,
-            green=green,
-            task=known,
-            eval=questions,
-        )
-        from worker.run_local import print_result, run_local
+    share = None if rho is None else _number_or_word(rho)
+    options = _given(
+        k=k,
+        r=lora_r,
+        alpha=lora_alpha,
+        dropout=lora_dropout,
+        target_modules=lora_targets,
+        n_virtual_tokens=virtual_tokens,
+        merge=merge or None,
+    )
+    named = _given(method=method, rho=share, currency=currency, importance=importance, zone=zone)
+    green = GreenOptions(options=MethodOptions(**options), **named)
+    if rho is None and green.follows_rho:
+        green = replace(green, rho=rho_unasked(zone or settings.zone))
+    training = TrainingOptions(
+        n_epochs=epochs,
+        batch_size=batch_size,
+        gradient_accumulation=accumulation,
+        learning_rate=learning_rate,
+        max_steps=max_steps,
+        max_input_tokens=max_input_tokens,
+        max_output_tokens=max_output_tokens,
+        selection_interval=selection_interval,
+        checkpoint_every_s=checkpoint_every_s,
+        prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
+        precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
+        gradient_checkpointing=gradient_checkpointing,
+        early_stopping_patience=early_stopping_patience,
+    )
+    said = {"selection_interval": selection_interval, "prefix_reuse": prefix_reuse}
+    refuse_ignored(green, {**named, "options": options, "training": said})
+    exam = _given(
+        metrics=None if eval_metrics is None else parse_metrics(eval_metrics),
+        max_examples=eval_examples,
+        decoding=eval_decoding,
+        max_new_tokens=eval_new_tokens,
+    )
+    questions = EvalOptions(**exam) if exam else None
+    known = _known_task(task, columns)
+    train, validation = _files(train, validation, task, settings.home / "tasks")
+    spec = JobSpec(
+        model=model,
+        training_file=str(train.absolute()),
+        validation_file=None if validation is None else str(validation.absolute()),
+        seed=seed,
+        training=training,
+        green=green,
+        task=known,
+        eval=questions,
+    )
+    from worker.run_local import print_result, run_local
 
-        console = Console()
-        result = run_local(spec, out, settings, console)
+    console = Console()
+    result = run_local(spec, out, settings, console)
     print_result(result, console)
     sys.exit(0 if result.emissions is not None else EXIT_PAUSED)
-
-
-@contextmanager
-def _in_words_of_options() -> Iterator[None]:
-    """What is wrong with a field of the spec, said of the option that sets it."""
-    try:
-        yield
-    except InvalidInput as error:
-        error.message = _FIELD.sub(lambda found: _option(found[0]), error.message)
-        raise
-
-
-def _option(field: str) -> str:
-    return _OPTIONS.get(field) or "--" + field.rpartition(".")[2].replace("_", "-")
 
 
 def _given(**options: Any) -> dict[str, Any]:
