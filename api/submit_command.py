@@ -17,6 +17,7 @@ import typer
 from api.edge import err, server
 from api.estimate_table import MOMENT, moment_of
 from api.watch import follow_to_the_end
+from core.data.tables import refuse_tables
 from core.data.task_options import parse_metrics, parse_task
 from core.errors import InvalidInput
 from core.moments import LONGEST_SAID
@@ -144,6 +145,8 @@ def submit(
     """
     now = datetime.now(UTC)
     asked_task = parse_task(task, columns)
+    if asked_task is None:
+        refuse_tables(file, validation)
     green = _given(
         schedule=schedule,
         earliest_start=moment_of("--earliest-start", earliest_start, now),

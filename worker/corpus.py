@@ -16,11 +16,11 @@ from typing import Any
 from core.data.formats import Example, read_examples
 from core.data.hub import download
 from core.data.oddities import overlap_warning
-from core.data.tables import TABLE_SUFFIXES
+from core.data.tables import refuse_tables
 from core.data.tasks import Task, TaskData, task_named
 from core.data.tokens import TokenDataset, tokenize, tokenize_pairs
 from core.data.validation import DataLimits, ValidationReport, contents, validate
-from core.errors import DataInvalid, InvalidInput, ModelUnsupported
+from core.errors import DataInvalid, ModelUnsupported
 from core.spec import JobSpec
 from core.training.models import LoadedModel, hub_answers
 from core.training_options import TrainingOptions
@@ -169,16 +169,11 @@ def corpus_of(spec: JobSpec, training: Path, validation: Path | None, limits: Da
     """``training``, ``validation``: where the spec's files lie on this host.
 
     Raises:
-        InvalidInput: an unknown task, or a field that it has not; the known ones are named.
+        InvalidInput: an unknown task, or a field that it has not; the known ones are named. A table
+            of no task.
     """
     if spec.task is None:
-        for path in (training, validation):
-            if path is not None and path.suffix.lower() in TABLE_SUFFIXES:
-                raise InvalidInput(
-                    f"{path.name} is a table; say which task it is for (green.task, or --task and "
-                    "--columns).",
-                    param="training_file",
-                )
+        refuse_tables(training, validation)
         return Corpus(training=training, validation=validation, limits=limits)
     task = task_named(spec.task.name)
     return Corpus(

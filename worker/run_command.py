@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
+from core.data.tables import refuse_tables
 from core.data.task_options import parse_metrics, parse_task
 from core.data.tasks import task_named
 from core.errors import InvalidInput, MissingParameter
@@ -214,6 +215,8 @@ def _files(
                 param="training_file" if path == train else "validation_file",
             )
     if train is not None:
+        if task is None:
+            refuse_tables(train, validation)
         return train, validation
     if task is None:
         raise MissingParameter(

@@ -71,6 +71,21 @@ def parse_columns(text: str) -> dict[str, str]:
     return found
 
 
+def refuse_tables(training: Path, validation: Path | None) -> None:
+    """For files of no task, which have no columns to read.
+
+    Raises:
+        InvalidInput: one is a table by its name; ``param`` says which.
+    """
+    for param, path in (("training_file", training), ("validation_file", validation)):
+        if path is not None and path.suffix.lower() in TABLE_SUFFIXES:
+            raise InvalidInput(
+                f"{path.name} is a table; say which task it is for: green.task, with "
+                "green.task.columns where its columns have other names than the task's.",
+                param=param,
+            )
+
+
 def read_rows(
     path: Path, columns: Collection[str], *, limits: DataLimits | None = None
 ) -> Iterator[Row | Problem]:

@@ -168,6 +168,19 @@ def test_columns_of_no_task_upload_nothing(
     assert list(client.files.list()) == []
 
 
+def test_a_table_of_no_task_is_not_uploaded(
+    submit: Callable[..., Result], client: openai.OpenAI, training: str, tmp_path: Path
+) -> None:
+    """It became a job, and failed there."""
+    table = tmp_path / "t.csv"
+    table.write_text("doc,gold\na,b\n")
+    for files in ([str(table)], [training, "--validation", str(table)]):
+        refused = submit(*files, "--model", "tiny")
+        assert isinstance(refused.exception, InvalidInput), refused.exception
+        assert "t.csv is a table; say which task it is for: --task" in str(refused.exception)
+    assert list(client.files.list()) == []
+
+
 def test_a_table_that_cannot_be_read_is_refused_of_a_task_too(
     submit: Callable[..., Result], client: openai.OpenAI, tmp_path: Path
 ) -> None:

@@ -145,6 +145,26 @@ def test_a_pipe_is_no_training_file(tmp_path: Path, option: str | None) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", [None, "--validation"])
+def test_a_table_of_no_task_is_refused_before_anything_is_said(
+    tmp_path: Path, option: str | None
+) -> None:
+    """ "Preparing" stood before it, and the folder was made."""
+    table, train = tmp_path / "t.CSV", tmp_path / "train.jsonl"
+    for file in (table, train):
+        file.touch()
+    files = [str(table)] if option is None else [str(train), option, str(table)]
+    found = CliRunner().invoke(cli, ["run", *files, "--out", str(tmp_path / "out")])
+    assert isinstance(found.exception, InvalidInput)
+    assert found.exception.message == (
+        "t.CSV is a table; say which task it is for: --task, with --columns where its columns have "
+        "other names than the task's."
+    )
+    assert found.exception.param == ("training_file" if option is None else "validation_file")
+    assert found.output == ""
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
