@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import Scope
 
 from core.errors import (
     AuthenticationFailed,
@@ -114,6 +115,14 @@ def internal_error_response() -> JSONResponse:
     )
 
 
+def asked(scope: Scope) -> str:
+    """Method and path for the log: what is answered as GET may have been HEAD
+    (`api.middleware.HeadAsGet`).
+    """
+    is_head = scope.get("state", {}).get("is_head", False)
+    return f"{'HEAD' if is_head else scope['method']} {scope['path']}"
+
+
 def response_for(error: GreentuneError) -> JSONResponse:
     answer = answer_for(error)
     if not answer.shows_message:
@@ -170,8 +179,8 @@ async def _on_os_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _log(request: Request, error: Exception) -> None:
-    named = request.method, request.url.path, request.state.request_id
-    logger.error("%s %s failed (%s)", *named, exc_info=error)
+    named = asked(request.scope), request.state.request_id
+    logger.error("%s failed (%s)", *named, exc_info=error)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:

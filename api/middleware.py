@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import internal_error_response, response_for
+from api.errors import asked, internal_error_response, response_for
 from core.errors import TooLarge
 
 logger = logging.getLogger(__name__)
@@ -48,11 +48,9 @@ class RequestIdentity:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             # nobody is left to answer
-            logger.info(
-                "%s %s: the caller hung up (%s)", scope["method"], scope["path"], request_id
-            )
+            logger.info("%s: the caller hung up (%s)", asked(scope), request_id)
         except Exception:
-            logger.exception("%s %s failed (%s)", scope["method"], scope["path"], request_id)
+            logger.exception("%s failed (%s)", asked(scope), request_id)
             if started:
                 raise  # too late for an answer: the connection breaks, as it must
             await internal_error_response()(scope, receive, send_with_id)
@@ -61,7 +59,7 @@ class RequestIdentity:
 class HeadAsGet:
     """HEAD is GET whose answer has no body (RFC 9110, 9.3.2), so all inside see a GET.
 
-    ``state.is_head`` tells those apart whose answer takes work that its headers do not need.
+    ``state.is_head`` tells the log, and those whose answer takes work that its headers do not need.
     """
 
     def __init__(self, app: ASGIApp) -> None:

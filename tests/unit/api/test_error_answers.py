@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from typing import Any
 
 import openai
 import pytest
 from fastapi import FastAPI, HTTPException
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 
 import core.errors
 from api import errors
-from api.middleware import BodyLimit, RequestIdentity
+from api.middleware import BodyLimit, HeadAsGet, RequestIdentity
 from api.schemas import CreateJob
 from core.errors import (
     AuthenticationFailed,
@@ -82,6 +84,7 @@ def make_app() -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit, limit_bytes=lambda _: LIMIT_BYTES)
     app.add_middleware(RequestIdentity)
+    app.add_middleware(HeadAsGet)
 
     @app.get("/v1/models/{number}")
     def fail(number: int) -> None:
@@ -98,6 +101,10 @@ def make_app() -> FastAPI:
     @app.get("/v1/full-disk")
     def full_disk() -> None:
         raise OSError(28, "No space left on device", "/secret/path")
+
+    @app.get("/v1/hung-up")
+    def hung_up() -> None:
+        raise ClientDisconnect
 
     @app.get("/v1/wrapped")
     def wrapped() -> None:
@@ -187,6 +194,20 @@ def test_faults_of_ours_are_told_to_the_log_alone(
     assert "Traceback" not in answer.text
     assert answer.json()["error"]["type"] == "server_error"
     assert answer.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/v1/broken", "/v1/full-disk", "/v1/internal", "/v1/hung-up"])
+def test_the_log_names_the_method_that_was_asked(
+    method: str, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """HEAD was logged as the GET that it is answered as."""
+    # a caller who hung up is not answered, which the client would raise
+    http = TestClient(make_app(), raise_server_exceptions=False)
+    with caplog.at_level(logging.INFO, "api"):
+        http.request(method, path)
+    (logged,) = caplog.records
+    assert logged.message.startswith(f"{method} {path}")
 
 
 def test_framework_errors_have_the_shape_too(http: TestClient) -> None:
