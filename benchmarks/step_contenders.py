@@ -13,6 +13,7 @@ from benchmarks.hf_trainer import put_back_pefts_layers
 from core.spec import MethodOptions
 from core.training.adapters import add_adapters
 from core.training.costs import FlopsProfile
+from core.training.frozen_weights import FrozenWeights
 from core.training.importance import measure_importance
 from core.training.memory import estimate
 from core.training.methods import SelectionPoint, method_named
@@ -108,9 +109,18 @@ class Ours:
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         self.model, self.names = model, names
-        self._loss = LossStep(model, keeps_mask=needs_mask(model))
+        self._keeps_mask = needs_mask(model)
+        self._loss = LossStep(model, keeps_mask=self._keeps_mask)
         self._optimiser = SelectiveAdamW(dict(model.named_parameters()), weight_decay=0.0)
         self._optimiser.select(names)
+
+    def lowered(self, dtype: torch.dtype | None) -> Ours:
+        """The same on a copy, its frozen matrices as in a run under this autocast; None: itself."""
+        if dtype is None:
+            return self
+        other = Ours(copy.deepcopy(self.model), self.names)
+        FrozenWeights(other.model, dtype).lower_all_but(self.names)
+        return other
 
     def among(
         self, numerics: Numerics, *, has_cpu_attention: bool = True
@@ -118,7 +128,7 @@ class Ours:
         """A step of it in this precision, with `core.training.cpu_attention` or without."""
         loss = LossStep(
             self.model,
-            keeps_mask=needs_mask(self.model),
+            keeps_mask=self._keeps_mask,
             autocast_dtype=numerics.autocast_dtype,
         )
         loss.runs_on_cpu &= has_cpu_attention
@@ -233,11 +243,16 @@ def _methods(prepared: Prepared, batches: Sequence[Batch], full: Ours) -> list[C
     full_flops = sum(map(prices.full, shapes))
     found = []
     for numerics in (choose_numerics(precision="fp32"), choose_numerics(precision="bf16")):
-        for label, (ours, own) in lines.items():
+        for label, (plain, own) in lines.items():
+            ours = plain.lowered(numerics.autocast_dtype) if label != "full" else plain
             line = Contender(label=label, step=ours.among(numerics), precision=numerics.name)
             line.flops_share = sum(map(own.of(ours.names), shapes)) / full_flops
             line.estimated_bytes = estimate(
-                ours.model, ours.names, shapes[-1], autocast_dtype=numerics.autocast_dtype
+                plain.model,
+                plain.names,
+                shapes[-1],
+                autocast_dtype=numerics.autocast_dtype,
+                lowers_frozen=True,
             ).peak_bytes
             line.held_bytes = ours.held_bytes
             found.append(line)
