@@ -86,14 +86,27 @@ def profile(
         int | None, typer.Option(min=1, help="Trained tokens of each sample; default: all.")
     ] = None,
     rho: Annotated[float | None, typer.Option(help="Also show the plan for this share.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Whose plan: green (default), green_lora, lora, ...")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of memory: fp32, bf16, or auto: a job's on this machine.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Figures instead of tables.")] = False,
 ) -> None:
-    """Parameters, FLOPs, feasible rho and the plan for one, from a config alone."""
+    """Parameters, FLOPs, memory, feasible rho and a method's plan, from a config alone."""
     from core.settings import read_settings
     from worker.profile_model import print_profile, profile_model
 
     found = profile_model(
-        model, batch=batch, tokens=tokens, labels=labels, rho=rho, settings=read_settings()
+        model,
+        batch=batch,
+        tokens=tokens,
+        labels=labels,
+        rho=rho,
+        method=method,
+        precision=precision,  # type: ignore[arg-type]  checked there
+        settings=read_settings(),
     )
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))

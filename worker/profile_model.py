@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -16,12 +17,16 @@ from rich.table import Table
 
 from core.errors import InvalidInput, ModelUnsupported
 from core.settings import Settings
+from core.spec import ADAPTER_METHODS, RANKING_METHODS, GreenOptions
+from core.training.adapters import add_adapters
 from core.training.costs import FlopsProfile
 from core.training.memory import MemoryEstimate, estimate
+from core.training.methods import Choice, SelectionPoint, method_named
 from core.training.models import load_config, model_class
+from core.training.numerics import Numerics, choose_numerics
 from core.training.pricing import Shape, profile_shape
-from core.training.selector import Selection, select
 from core.training.step import require_decoder_start
+from core.training_options import Precision, TrainingOptions
 from core.units import bytes_to_gib, flops_to_tflop
 
 #: lines of the table; parts of a step are there at different times and do not add up to the peak
@@ -44,33 +49,37 @@ _LABEL_SHARE = 4
 class ModelProfile:
     name: str
     n_parameters: int
+    #: of every tensor, the method's adapters included
     sizes: dict[str, int]
     profile: FlopsProfile
-    #: the plan for the rho asked for; None: none was
-    selection: Selection | None
+    #: what the method would train; None: nothing but full fine-tuning was asked for
+    choice: Choice | None
+    method: str
     rho: float | None
-    #: of training everything and of the plan, in float32; None: cannot be told without weights
+    precision: Literal["fp32", "bf16"]
+    #: of training everything and of the plan; None: cannot be told without weights
     full_memory: MemoryEstimate | None
     plan_memory: MemoryEstimate | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
-        full = self.profile.full_flops
-        chosen = self.selection
+        chosen = self.choice
         return {
             "model": self.name,
             "n_parameters": self.n_parameters,
             "forward_flops": self.profile.forward_flops,
-            "full_flops": full,
+            "full_flops": self.profile.full_flops,
             "rho_min": self.profile.min_rho,
             "rho": self.rho,
+            "precision": self.precision,
             "full_memory": _memory_dict(self.full_memory),
             "plan": None
             if chosen is None
             else {
+                "method": self.method,
                 "importance": "uniform per parameter",
                 "names": list(chosen.names),
-                "flops_share": chosen.flops / full,
+                "flops_share": chosen.rho_planned,
                 "n_parameters": sum(self.sizes[name] for name in chosen.names),
                 "memory": _memory_dict(self.plan_memory),
             },
@@ -78,24 +87,36 @@ class ModelProfile:
 
 
 def profile_model(
-    name: str, *, batch: int, tokens: int, labels: int | None, rho: float | None, settings: Settings
+    name: str,
+    *,
+    batch: int,
+    tokens: int,
+    labels: int | None,
+    rho: float | None,
+    method: str | None,
+    precision: Precision,
+    settings: Settings,
 ) -> ModelProfile:
-    """Cost and memory of a step of ``batch`` x ``tokens``, and the selection for ``rho`` if every
+    """Cost and memory of a step of ``batch`` x ``tokens``, and what a method would train if every
     parameter were equally important (real importance needs weights and data).
 
     Args:
         name: a folder, a config.json, an id of the settings' models or of the hub.
         labels: label tokens in a row; None: all of them, or a quarter for encoder-decoders.
+        rho: of methods that follow it.
+        method: of `core.spec.METHODS`; None: green where there is a ``rho``, else none.
+        precision: that memory is told for; auto: what a job would get on this machine.
 
     Raises:
         ModelUnavailable, ModelUnsupported: no configuration, or not to be priced or trained.
+        InvalidInput: an unknown method or precision, a rho missing or for a method without.
         RhoInfeasible: below this shape's minimum.
     """
+    green = _asked(method, rho)
+    numerics = choose_numerics(precision=TrainingOptions(precision=precision).precision)
     transformers.utils.logging.set_verbosity_error()
     config = load_config(name, folder=settings.model_folders.get(name))
-    with torch.device("meta"):
-        # float32 whatever the file says: as it will be trained
-        model = model_class(config).from_config(config).float()
+    model = _shaped(config)
     require_decoder_start(model)
     limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and tokens > limit:
@@ -104,32 +125,82 @@ def profile_model(
     per_row = labels or (max(1, tokens // _LABEL_SHARE) if is_pair else tokens)
     shape = (batch, tokens, per_row if is_pair else 0, batch * per_row)
     profile = profile_shape(model, shape)
-    sizes = {n: p.numel() for n, p in model.named_parameters()}
-    selection = None
-    if rho is not None:
-        uniform = {n: float(sizes[n]) for n in profile.trainable}
-        selection = select(profile, uniform, rho * profile.full_flops)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    memory = partial(_memory, shape=shape, numerics=numerics)
+    full_memory, plan_memory, choice = memory(model, profile.trainable), None, None
+    if green is not None:
+        own = profile
+        if green.method in ADAPTER_METHODS:
+            model = add_adapters(model, green.method, green.options, base_name=name, seed=0)
+            names = [n for n, parameter in model.named_parameters() if parameter.requires_grad]
+            own = profile_shape(model, shape).limited(names, full_flops=profile.full_flops)
+        ranks = green.method in RANKING_METHODS
+        choice = _choice(green, model, own, rho)
+        plan_memory = memory(model, choice.names, candidates=own.trainable if ranks else ())
     return ModelProfile(
         name=name,
-        n_parameters=sum(sizes.values()),
-        sizes=sizes,
+        n_parameters=n_parameters,
+        sizes={n: p.numel() for n, p in model.named_parameters()},
         profile=profile,
-        selection=selection,
+        choice=choice,
+        method="" if green is None else green.method,
         rho=rho,
-        full_memory=_memory(model, profile.trainable, shape),
-        plan_memory=None
-        if selection is None
-        else _memory(model, selection.names, shape, candidates=profile.trainable),
+        precision=numerics.name,
+        full_memory=full_memory,
+        plan_memory=plan_memory,
     )
 
 
+def _asked(method: str | None, rho: float | None) -> GreenOptions | None:
+    """None: nothing but full fine-tuning."""
+    if method is None and rho is None:
+        return None
+    share: Any = "auto" if rho is None else rho
+    green = GreenOptions(method=method or "green", rho=share)  # type: ignore[arg-type]  checked there
+    if green.follows_rho and rho is None:
+        raise InvalidInput(
+            f"What {green.method} trains is a question of rho: give --rho.", param="rho"
+        )
+    if not green.follows_rho and rho is not None:
+        raise InvalidInput(f"{green.method} costs what it costs: leave --rho out.", param="rho")
+    return green
+
+
+def _shaped(config: Any) -> Any:
+    with torch.device("meta"):
+        # float32 whatever the file says: as it will be trained
+        return model_class(config).from_config(config).float()
+
+
+def _choice(green: GreenOptions, model: Any, profile: FlopsProfile, rho: float | None) -> Choice:
+    sizes = {n: float(p.numel()) for n, p in model.named_parameters()}
+    point = SelectionPoint(
+        profile=profile,
+        rho=1.0 if rho is None else rho,
+        measure_importance=lambda: {n: sizes[n] for n in profile.trainable},
+    )
+    return method_named(green.method, green.options).choose(point)
+
+
 def _memory(
-    model: Any, names: Collection[str], shape: Shape, *, candidates: Collection[str] = ()
+    model: Any,
+    names: Collection[str],
+    *,
+    shape: Shape,
+    numerics: Numerics,
+    candidates: Collection[str] = (),
 ) -> MemoryEstimate | None:
     """None: what runs depends on the weights' values (routing among experts)."""
-    probe = shape if candidates else None
     try:
-        return estimate(model, names, shape, probe=probe, candidates=candidates)
+        return estimate(
+            model,
+            names,
+            shape,
+            autocast_dtype=numerics.autocast_dtype,
+            probe=shape if candidates else None,
+            candidates=candidates,
+            lowers_frozen=True,
+        )
     except ModelUnsupported:
         return None
 
@@ -148,13 +219,13 @@ def print_profile(found: ModelProfile, console: Console) -> None:
     console.print(Path(found.name).name or found.name, style="bold", markup=False, highlight=False)
     console.print(table)
     _print_memory(found, console)
-    if found.selection is None:
+    if found.choice is None:
         return
-    names = found.selection.names
+    names = found.choice.names
     trained = sum(found.sizes[name] for name in names)
     console.print(
-        f"Plan for rho {found.rho:g}, as if every parameter were equally important: "
-        f"{found.selection.flops / full:.2%} of full fine-tuning, {len(names)} of "
+        f"Plan for {_plan(found)}, as if every parameter were equally important: "
+        f"{found.choice.rho_planned:.2%} of full fine-tuning, {len(names)} of "
         f"{len(found.sizes)} tensors, {trained / found.n_parameters:.1%} of the parameters",
         markup=False,
         highlight=False,
@@ -164,12 +235,13 @@ def print_profile(found: ModelProfile, console: Console) -> None:
 
 
 def _print_memory(found: ModelProfile, console: Console) -> None:
-    columns = {"full fine-tuning": found.full_memory, f"rho {found.rho}": found.plan_memory}
+    columns = {"full fine-tuning": found.full_memory, _plan(found): found.plan_memory}
     told = [(title, memory) for title, memory in columns.items() if memory is not None]
     if not told:
         console.print("Memory cannot be told: what runs depends on the weights.")
         return
-    table = Table("GiB in float32", box=None, pad_edge=False)
+    precision = "float32" if found.precision == "fp32" else "bfloat16 autocast"
+    table = Table(f"GiB in {precision}", box=None, pad_edge=False)
     for title, _ in told:
         table.add_column(title, justify="right")
     for label, size_of in _MEMORY_ROWS:
@@ -177,6 +249,10 @@ def _print_memory(found: ModelProfile, console: Console) -> None:
         if any(sizes):
             table.add_row(label, *(f"{bytes_to_gib(size):.2f}" if size else "" for size in sizes))
     console.print(table)
+
+
+def _plan(found: ModelProfile) -> str:
+    return found.method if found.rho is None else f"{found.method} at rho {found.rho:g}"
 
 
 def _plan_table(found: ModelProfile, names: tuple[str, ...]) -> Table:

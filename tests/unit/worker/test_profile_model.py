@@ -4,20 +4,36 @@ import io
 import json
 
 import pytest
+import torch
 import transformers
 from rich.console import Console
 
-from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported, RhoInfeasible
+from core.errors import (
+    GreentuneError,
+    InvalidInput,
+    ModelUnavailable,
+    ModelUnsupported,
+    RhoInfeasible,
+)
 from core.settings import Settings
+from core.spec import ADAPTER_METHODS, MethodOptions
+from core.training.adapters import add_adapters
 from core.training.memory import estimate
 from core.training.models import load_model
 from core.training.pricing import profile_shape
 from worker.profile_model import print_profile, profile_model
 
 
-def _profile(name, *, batch=2, tokens=32, labels=None, rho=None):
+def _profile(name, *, batch=2, tokens=32, labels=None, rho=None, method=None, precision="fp32"):
     return profile_model(
-        str(name), batch=batch, tokens=tokens, labels=labels, rho=rho, settings=Settings()
+        str(name),
+        batch=batch,
+        tokens=tokens,
+        labels=labels,
+        rho=rho,
+        method=method,
+        precision=precision,
+        settings=Settings(),
     )
 
 
@@ -47,6 +63,54 @@ def test_memory_is_float32s_whatever_the_config_says(tiny_model, tmp_path):
     config = json.loads((tiny_model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     assert _profile(tmp_path).full_memory == _profile(tiny_model).full_memory
+
+
+@pytest.mark.parametrize(
+    ("method", "rho"), [("lora", None), ("green_lora", 0.6), ("last_k", 0.7), ("prefix", None)]
+)
+def test_a_methods_plan_is_what_its_model_would_take(method, rho, tiny_model, tmp_path):
+    found = _profile(tiny_model, labels=5, rho=rho, method=method, precision="bf16")
+    model = load_model("mine", folder=tiny_model, cache=tmp_path).model
+    if method in ADAPTER_METHODS:
+        model = add_adapters(model, method, MethodOptions(), base_name="mine", seed=0)
+    plan, shape = found.to_dict()["plan"], (2, 32, 0, 10)
+    assert (plan["method"], found.precision) == (method, "bf16")
+    assert plan["flops_share"] <= (rho or 1)
+    assert plan["names"]
+    own = profile_shape(model, shape)
+    assert plan["flops_share"] == own.step_flops(plan["names"]) / found.profile.full_flops
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    ranks = method == "green_lora"
+    assert found.plan_memory == estimate(
+        model,
+        plan["names"],
+        shape,
+        autocast_dtype=torch.bfloat16,
+        probe=shape if ranks else None,
+        candidates=names if ranks else (),
+        lowers_frozen=True,
+    )
+    assert found.plan_memory.weights_bytes < found.full_memory.weights_bytes
+    assert found.n_parameters == _profile(tiny_model).n_parameters
+    out = io.StringIO()
+    print_profile(found, Console(file=out, width=120))
+    assert f"Plan for {method}" in out.getvalue()
+    assert "GiB in bfloat16 autocast" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "green"}, "give --rho"),
+        ({"method": "lora", "rho": 0.5}, "leave --rho out"),
+        ({"method": "lorra"}, "must be one of full, green"),
+        ({"precision": "int8"}, "must be one of auto, fp32, bf16"),
+        ({"rho": 1.5}, "above 0 and at most 1"),
+    ],
+)
+def test_what_no_plan_can_be_of_is_refused(given, said, tiny_model):
+    with pytest.raises(GreentuneError, match=said):
+        _profile(tiny_model, **given)
 
 
 def test_the_table_names_the_parts_of_the_plan(tiny_model):
