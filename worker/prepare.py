@@ -42,7 +42,7 @@ from worker.corpus import Corpus, corpus_of
 from worker.currency import Floor, opened_meter
 from worker.evaluation import Exam, card_rows, set_exam
 from worker.reuse import prefix_reuse
-from worker.room import expected_memory
+from worker.room import with_memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,9 +276,7 @@ def train(
         reuse=prepared.reuse,
     )
     if memory_rho is not None and green.currency == "flops":
-        expected = expected_memory(job, prepared.largest, max(memory_rho, prepared.rho_min))
-        needed = None if expected is None else expected.peak_bytes
-        job = dataclasses.replace(job, memory_estimate_bytes=needed)
+        job = with_memory(job, prepared.largest, max(memory_rho, prepared.rho_min))
     with opened_meter(green.currency, numerics.device) as meter:
         return fit(
             dataclasses.replace(job, meter=meter),

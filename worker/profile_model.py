@@ -60,6 +60,8 @@ class ModelProfile:
     #: of training everything and of the plan; None: cannot be told without weights
     full_memory: MemoryEstimate | None
     plan_memory: MemoryEstimate | None
+    #: the plan's where blocks run again while importance is measured; None: nothing is measured
+    saving_memory: MemoryEstimate | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
@@ -82,6 +84,7 @@ class ModelProfile:
                 "flops_share": chosen.rho_planned,
                 "n_parameters": sum(self.sizes[name] for name in chosen.names),
                 "memory": _memory_dict(self.plan_memory),
+                "selecting_bytes": _selecting_dict(self),
             },
         }
 
@@ -127,16 +130,22 @@ def profile_model(
     profile = profile_shape(model, shape)
     n_parameters = sum(p.numel() for p in model.parameters())
     memory = partial(_memory, shape=shape, numerics=numerics)
-    full_memory, plan_memory, choice = memory(model, profile.trainable), None, None
+    full_memory, choice = memory(model, profile.trainable), None
+    plan_memory = saving_memory = None
     if green is not None:
         own = profile
         if green.method in ADAPTER_METHODS:
             model = add_adapters(model, green.method, green.options, base_name=name, seed=0)
             names = [n for n, parameter in model.named_parameters() if parameter.requires_grad]
             own = profile_shape(model, shape).limited(names, full_flops=profile.full_flops)
-        ranks = green.method in RANKING_METHODS
         choice = _choice(green, model, own, rho)
-        plan_memory = memory(model, choice.names, candidates=own.trainable if ranks else ())
+        if green.method in RANKING_METHODS:
+            plan_memory, saving_memory = (
+                memory(model, choice.names, candidates=own.trainable, probe_recomputes=again)
+                for again in (False, True)
+            )
+        else:
+            plan_memory = memory(model, choice.names)
     return ModelProfile(
         name=name,
         n_parameters=n_parameters,
@@ -148,6 +157,7 @@ def profile_model(
         precision=numerics.name,
         full_memory=full_memory,
         plan_memory=plan_memory,
+        saving_memory=saving_memory,
     )
 
 
@@ -189,6 +199,7 @@ def _memory(
     shape: Shape,
     numerics: Numerics,
     candidates: Collection[str] = (),
+    probe_recomputes: bool = False,
 ) -> MemoryEstimate | None:
     """None: what runs depends on the weights' values (routing among experts)."""
     try:
@@ -200,6 +211,7 @@ def _memory(
             probe=shape if candidates else None,
             candidates=candidates,
             lowers_frozen=True,
+            probe_recomputes=probe_recomputes,
         )
     except ModelUnsupported:
         return None
@@ -207,6 +219,15 @@ def _memory(
 
 def _memory_dict(found: MemoryEstimate | None) -> dict[str, int] | None:
     return None if found is None else {**asdict(found), "peak_bytes": found.peak_bytes}
+
+
+def _selecting_dict(found: ModelProfile) -> dict[str, int] | None:
+    if found.plan_memory is None or found.saving_memory is None:
+        return None
+    return {
+        "at_most": found.plan_memory.selecting_bytes,
+        "blocks_run_again": found.saving_memory.selecting_bytes,
+    }
 
 
 def print_profile(found: ModelProfile, console: Console) -> None:
@@ -247,8 +268,16 @@ def _print_memory(found: ModelProfile, console: Console) -> None:
     for label, size_of in _MEMORY_ROWS:
         sizes = [size_of(memory) for _, memory in told]
         if any(sizes):
-            table.add_row(label, *(f"{bytes_to_gib(size):.2f}" if size else "" for size in sizes))
+            table.add_row(label, *map(_gib, sizes))
+    if found.saving_memory is not None:
+        # as a job does where that would take more than half of its device
+        least = _gib(found.saving_memory.selecting_bytes)
+        table.add_row("the same, blocks run again", *[""] * (len(told) - 1), least)
     console.print(table)
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{bytes_to_gib(n_bytes):.2f}" if n_bytes else ""
 
 
 def _plan(found: ModelProfile) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +17,7 @@ from core.training.horizon import choose
 from core.training.importance import needs_probes
 from core.training.job import FitJob
 from core.training.memory import MemoryEstimate, estimate
-from core.training.pricing import Shape
+from core.training.pricing import Shape, price_steps
 from core.training.probing import probe_batches
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
@@ -24,6 +25,30 @@ from core.units import bytes_to_gib
 
 #: the estimate was within 10 % of what torch gave out, and its selection is a guess
 _CERTAIN: Final = 1.2
+
+
+#: share of the device's memory above which measuring importance takes no more than it must
+_AMPLE: Final = 0.5
+
+
+def with_memory(job: FitJob, largest: Shape, rho: float) -> FitJob:
+    """``job``, told what memory it will take. Where measuring importance is what would take most,
+    and much of what there is, blocks run again for it.
+
+    Args:
+        largest, rho: as `expected_memory`.
+    """
+    found = expected_memory(job, largest, rho)
+    if found is None:
+        return job
+    total_bytes = device_bytes(job.numerics.device)
+    ample = math.inf if total_bytes is None else _AMPLE * total_bytes
+    is_most = found.selecting_bytes > max(found.training_bytes, ample)
+    if is_most and not job.training.gradient_checkpointing:
+        with suppress(ModelUnsupported):  # no blocks that can run again
+            saving = replace(job, probe_prices=price_steps(job.model, recomputes=True))
+            found, job = expected_memory(saving, largest, rho) or found, saving
+    return replace(job, memory_estimate_bytes=found.peak_bytes)
 
 
 def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate | None:
@@ -75,6 +100,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             device=job.numerics.device,
             keeps_best=job.training.early_stopping_patience is not None,
             lowers_frozen=True,
+            probe_recomputes=job.probe_prices is not None,
         )
     except (ModelUnsupported, RhoInfeasible):
         return None

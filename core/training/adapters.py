@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import InvalidInput, ModelUnavailable, ModelUnsupported
 from core.spec import ADAPTER_METHODS, MethodOptions
 from core.training.graph import meta_copy
-from core.training.low_rank import LowRankLinear, replace_layers
+from core.training.low_rank import fuse, replace_layers
 from core.training.meta_trace import MetaTrace
 
 #: PEFT's name for its description of an adapter folder
@@ -69,9 +69,7 @@ def add_adapters(
             f"{type(model).__name__} cannot be tuned by {method}: {error}", param="green.method"
         ) from error
     adapted.peft_config["default"].base_model_name_or_path = base_name
-    for module in adapted.modules():
-        if isinstance(module, LowRankLinear):
-            module.is_fused = not recomputes
+    fuse(adapted, is_fused=not recomputes)
     return adapted.train()
 
 

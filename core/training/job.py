@@ -43,6 +43,8 @@ class FitJob:
             steps done.
         meter: of the currency that rho, selections and "efficient" count in; None: FLOPs.
         prices, profile: from `price_steps`, and the mean batch's.
+        probe_prices: of steps whose blocks run again: importance is measured in such, for the
+            memory; None: in steps like the others.
         fingerprint: of the base model; a checkpoint of another is refused.
         importance: what the method ranks tensors by.
         selections: further steps at which to select, beside the interval's.
@@ -64,6 +66,7 @@ class FitJob:
     fingerprint: str
     importance: ImportanceName = "importance"
     reuse: PrefixReuse | None = None
+    probe_prices: StepPrices | None = None
     memory_estimate_bytes: int | None = None
     ask: Callable[[], EvaluationRecord] | None = None
     selections: frozenset[int] = frozenset()

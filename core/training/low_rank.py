@@ -97,6 +97,13 @@ class _Fused(torch.autograd.Function):
         return x_grad, None, None, first_grad, second_grad, None
 
 
+def fuse(model: nn.Module, *, is_fused: bool) -> None:
+    """Set that of all such layers in ``model``."""
+    for module in model.modules():
+        if isinstance(module, LowRankLinear):
+            module.is_fused = is_fused
+
+
 def replace_layers(config: lora.LoraConfig) -> None:
     """Have PEFT put these layers around linear projections when it adapts a model by ``config``."""
 

@@ -123,6 +123,7 @@ def estimate(
     device: torch.device = _CPU,
     keeps_best: bool = False,
     lowers_frozen: bool = False,
+    probe_recomputes: bool = False,
 ) -> MemoryEstimate:
     """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
 
@@ -130,6 +131,7 @@ def estimate(
         names: of the trained parameters; at least one on which the loss depends.
         shape: of the largest micro-batch.
         recomputes: with gradient checkpointing.
+        probe_recomputes: importance is measured with it, whatever steps are.
         accumulates: several micro-batches make a step, so gradients lie there while another runs.
         probe: of the batch that importance of ``candidates`` is measured on; None: it is not.
         prefix_rows_bytes: what stored rows may take of the memory.
@@ -152,14 +154,16 @@ def estimate(
             _traced,
             model,
             autocast_dtype=autocast_dtype,
-            recomputes=recomputes,
             runs_on_cpu=device.type == "cpu",
         )
-        step = traced(trained, shape, frozen.values(), accumulates=accumulates)
-        lowered = frozen if reselects else matrices
-        selection = (
-            None if probe is None else traced(set(candidates), probe, lowered.values(), frees=True)
+        step = traced(
+            trained, shape, frozen.values(), recomputes=recomputes, accumulates=accumulates
         )
+        selection = None
+        if probe is not None:
+            lowered = (frozen if reselects else matrices).values()
+            again = recomputes or probe_recomputes
+            selection = traced(set(candidates), probe, lowered, recomputes=again, frees=True)
     except (RuntimeError, NotImplementedError) as error:
         raise ModelUnsupported(
             f"{type(model).__name__}'s memory cannot be told without its weights: {error}",

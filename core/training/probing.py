@@ -1,13 +1,19 @@
-"""Which samples a selection looks at before it chooses."""
+"""Which samples a selection looks at before it chooses, and what they say."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
-from core.training.importance import needs_probes
+import torch
+
+from core.training.importance import needs_probes, rank_tensors
 from core.training.job import FitJob
+from core.training.low_rank import fuse
+from core.training.optimiser import SelectiveAdamW
 from core.training.step import Batch, LossStep, StepInputs, first_samples
 
 #: a selection may cost one pair of probes, 1.1 full steps, for so many steps that it is in force:
@@ -32,10 +38,54 @@ def draw_probes(job: FitJob, loss_step: LossStep, step: int) -> Probes:
     """For a selection after ``step`` steps; none where the method's ranking takes none."""
     drawn = probe_batches(job, step) if job.method.ranks and needs_probes(job.importance) else []
     inputs = [loss_step.inputs(batch) for batch in drawn]
-    price = job.prices.of(job.profile.trainable)
+    price = (job.probe_prices or job.prices).of(job.profile.trainable)
     flops = math.fsum(price(each.shape) for each in inputs)
     full_step_flops = job.profile.full_flops * job.training.gradient_accumulation
     return Probes(inputs=inputs, flops=flops, full_steps=flops / full_step_flops)
+
+
+def measure(
+    job: FitJob,
+    loss_step: LossStep,
+    probes: Probes,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimiser: SelectiveAdamW,
+    *,
+    step: int,
+    learning_rate: float,
+    clip: float,
+) -> dict[str, float]:
+    """Of every tensor that may be trained, what the job's method ranks it by.
+
+    Args:
+        parameters: of the model, by name.
+        step: steps done.
+        learning_rate, clip: as `core.training.importance.measure_importance`.
+    """
+    with nullcontext() if job.probe_prices is None else _running_again(loss_step):
+        return rank_tensors(
+            job.importance,
+            loss_step,
+            probes.inputs,
+            {name: parameters[name] for name in job.profile.trainable},
+            optimiser,
+            learning_rate=learning_rate,
+            clip=clip,
+            seed=job.seed + step,
+        )
+
+
+@contextmanager
+def _running_again(loss_step: LossStep) -> Iterator[None]:
+    """Blocks keep their inputs alone, in steps that do otherwise."""
+    assert not loss_step.recomputes, "they have prices of their own"
+    loss_step.recomputes = True
+    fuse(loss_step.model, is_fused=False)
+    try:
+        yield
+    finally:
+        loss_step.recomputes = False
+        fuse(loss_step.model, is_fused=True)
 
 
 def probe_batches(job: FitJob, step: int) -> list[Batch]:

@@ -28,13 +28,12 @@ from core.training.evaluate import evaluate
 from core.training.frozen_weights import FrozenWeights
 from core.training.hooks import FitResult, Hook, Outcome
 from core.training.horizon import choose
-from core.training.importance import rank_tensors
 from core.training.job import FitJob
 from core.training.measuring import measure_rates
 from core.training.micro_batches import MicroBatches
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
-from core.training.probing import Probes, draw_probes
+from core.training.probing import Probes, draw_probes, measure
 from core.training.ranking import is_drop
 from core.training.refill import note_stored, refill
 from core.training.step import needs_mask
@@ -374,18 +373,17 @@ class Run:
         self._state.ever_trained = tuple(name for name in self._parameters if name in ever)
 
     def _measure_importance(self, probes: Probes) -> dict[str, float]:
-        connected = set(self._job.profile.trainable)
         self._state.selection_flops += probes.flops
         self._state.flops += probes.flops
-        return rank_tensors(
-            self._job.importance,
+        return measure(
+            self._job,
             self._step,
-            probes.inputs,
-            {name: p for name, p in self._parameters.items() if name in connected},
+            probes,
+            self._parameters,
             self._optimiser,
+            step=self._state.step,
             learning_rate=self._learning_rate,
             clip=self._state.clip,
-            seed=self._job.seed + self._state.step,
         )
 
     def _not_finite(self, what: str, value: float) -> NanLoss:

@@ -197,23 +197,33 @@ def test_lora_takes_what_was_predicted():
     _check_step(model, "llama", names)
 
 
-@pytest.mark.parametrize("kind", ["llama", "bart"])
-def test_measuring_importance_takes_what_was_predicted(kind):
+@pytest.mark.parametrize(
+    ("kind", "recomputes"), [("llama", False), ("bart", False), ("llama", True), ("opt", True)]
+)
+def test_measuring_importance_takes_what_was_predicted(kind, recomputes):
     model = tiny_model(kind)
     parameters = dict(model.named_parameters())
     names = _trained(model, kind, 0.7)
     optimiser = SelectiveAdamW(parameters, weight_decay=0.0)
     optimiser.select(names)
     step = LossStep(model)
+    step.recomputes = recomputes
     inputs = step.inputs(_batch(kind))
-    found = estimate(model, names, inputs.shape, probe=inputs.shape, candidates=list(parameters))
+    found = estimate(
+        model,
+        names,
+        inputs.shape,
+        probe=inputs.shape,
+        candidates=list(parameters),
+        probe_recomputes=recomputes,
+    )
 
     def measure():
         measure_importance(step, [inputs], parameters, optimiser, learning_rate=1e-4)
 
     measure()
     assert found.selection_bytes == pytest.approx(_peak(measure), rel=NEAR)
-    assert found.selection_bytes > found.step_bytes
+    assert (found.selection_bytes > found.step_bytes) is not recomputes
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt", "t5"])

@@ -10,15 +10,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from core.errors import InvalidInput, ModelUnsupported
 from core.spec import GreenOptions, JobSpec, MethodOptions
 from core.training.adapters import add_adapters
+from core.training.hooks import Hook
 from core.training.importance import measure_importance
 from core.training.job import FitJob
 from core.training.loop import fit
+from core.training.low_rank import LowRankLinear
 from core.training.methods import method_named
 from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import PrefixReuse
 from core.training.pricing import price_steps, profile_shape
+from core.training.probing import draw_probes, measure
 from core.training.recompute import blocks_of, recomputing
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
@@ -132,6 +135,63 @@ def test_importance_is_the_same_and_draws_no_random_number():
         found.append(measure_importance(step, probes, parameters, optimiser, learning_rate=1e-3))
     assert found[0] == found[1]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("method", ["green", "green_lora"])
+def test_probes_that_run_again_choose_the_same_for_their_own_price(method):
+    chosen, measured = [], []
+    for runs_again in (False, True):
+        model = tiny_model("llama")
+        if method == "green_lora":
+            model = add_adapters(model, method, MethodOptions(), base_name="tiny", seed=0)
+        model.set_attn_implementation("eager")
+        job = _probed_job(model, method, runs_again=runs_again)
+        record = _selection(job)
+        chosen.append((record.names, record.importance, record.n_trained_parameters))
+        step, probes = LossStep(model), draw_probes(job, LossStep(model), 0)
+        assert record.flops == probes.flops
+        parameters = dict(model.named_parameters())
+        optimiser = SelectiveAdamW(parameters, weight_decay=0.0)
+        with FlopCounterMode(display=False) as counter:
+            measure(job, step, probes, parameters, optimiser, step=0, learning_rate=1e-3, clip=1.0)
+        assert probes.flops == pytest.approx(counter.get_total_flops(), rel=1e-12)
+        measured.append(probes.flops)
+        assert not step.recomputes
+        assert all(m.is_fused for m in model.modules() if isinstance(m, LowRankLinear))
+    (names, importance, n_trained), (again, importance_again, n_again) = chosen
+    assert (again, n_again) == (names, n_trained)
+    assert importance_again == pytest.approx(importance, rel=1e-5)
+    assert 1.1 * measured[0] < measured[1] < 1.5 * measured[0]
+
+
+class _Selected(Hook):
+    def on_selection(self, record):
+        self.record = record
+
+
+def _selection(job):
+    told = _Selected()
+    fit(job, hooks=[told])
+    return told.record
+
+
+def _probed_job(model, method, *, runs_again):
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    prices = price_steps(model).against(price_steps(tiny_model("llama")), names)
+    return FitJob(
+        model=model,
+        feed=Batches(2, is_pair=False),
+        validation=[],
+        method=method_named(method),
+        rho=lambda _step: 0.8,
+        prices=prices,
+        profile=prices.mean_profile([(3, 12, 0, 12)]),
+        probe_prices=price_steps(model, recomputes=True) if runs_again else None,
+        training=TrainingOptions(n_epochs=1, max_steps=1),
+        seed=3,
+        numerics=Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32"),
+        fingerprint=fingerprint_of(model),
+    )
 
 
 def test_adapters_inside_blocks_get_the_same_gradients():

@@ -91,6 +91,10 @@ def test_a_methods_plan_is_what_its_model_would_take(method, rho, tiny_model, tm
         lowers_frozen=True,
     )
     assert found.plan_memory.weights_bytes < found.full_memory.weights_bytes
+    assert (plan["selecting_bytes"] is not None) is ranks
+    if ranks:
+        at_most, least = plan["selecting_bytes"].values()
+        assert 0 < least < at_most == found.plan_memory.selecting_bytes
     assert found.n_parameters == _profile(tiny_model).n_parameters
     out = io.StringIO()
     print_profile(found, Console(file=out, width=120))
@@ -121,6 +125,7 @@ def test_the_table_names_the_parts_of_the_plan(tiny_model):
     assert "equally important" in out.getvalue()
     assert "peak of training" in out.getvalue()
     assert "peak of selecting" in out.getvalue()
+    assert "blocks run again" in out.getvalue()
 
 
 def test_a_large_model_is_told_in_gib_without_its_weights(tmp_path):

@@ -33,6 +33,17 @@ class Started(Hook):
         self.n_steps += 1
 
 
+class Selected(Hook):
+    def __init__(self):
+        self.start, self.selections = None, []
+
+    def on_start(self, record):
+        self.start = record
+
+    def on_selection(self, record):
+        self.selections.append(record)
+
+
 def _record(needed):
     return start_record(memory_estimate_bytes=needed)
 
@@ -113,6 +124,27 @@ def _expected(prepared, rho, device="cpu"):
         importance=green.importance,
     )
     return job, expected_memory(job, prepared.largest, rho)
+
+
+@pytest.mark.parametrize("method", ["green", "green_lora"])
+def test_importance_that_would_fill_the_device_takes_less_for_more_flops(
+    method, tiny_model, tmp_path, monkeypatch
+):
+    options = {"method": method, "selection_interval": 0.4}
+    _, ample = _expected(_prepare(tiny_model, tmp_path, **options), 0.7)
+    assert ample.selecting_bytes > ample.training_bytes, "the case is not met"
+    records = []
+    for total_bytes in (10 * ample.selecting_bytes, ample.selecting_bytes, None):
+        monkeypatch.setattr("worker.room.device_bytes", lambda _device, n=total_bytes: n)
+        prepared, told = _prepare(tiny_model, tmp_path, **options), Selected()
+        train(prepared, rho=lambda _: 0.7, hooks=[told], device="cpu", memory_rho=0.7)
+        records.append((told.start.memory_estimate_bytes, told.selections[0]))
+    (plain, selection), (saving, again), unknown = records
+    assert plain == ample.peak_bytes == unknown[0]
+    assert ample.training_bytes <= saving < plain
+    assert again.flops > 1.1 * selection.flops
+    assert unknown[1].flops == selection.flops
+    assert again.names
 
 
 def test_a_single_selection_is_told_by_its_own_probes_and_without_moments(tiny_model, tmp_path):
