@@ -175,7 +175,7 @@ class GreenTrainerCallback(TrainerCallback, ExportableState):  # type: ignore[mi
             [_on(model.device, half) for half in halves],
             lambda batch: model(**batch).loss,
             {n: p for n, p in self._candidates.items() if n in set(self._profile.trainable)},
-            CrossedGain(partial(_update, self._candidates, _inner(given["optimizer"]))),
+            CrossedGain(partial(_updates, self._candidates, _inner(given["optimizer"]))),
         )
         full_flops = self._profile.full_flops
         drops = {g: math.fsum(importance[n] for n in names) for g, names in self._groups.items()}
@@ -316,6 +316,18 @@ def _unwrapped(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for attributes, taken in wrapped:
             attributes.update(taken)
+
+
+def _updates(
+    parameters: Mapping[str, torch.nn.Parameter],
+    adamw: torch.optim.AdamW,
+    names: Sequence[str],
+    elements: Sequence[slice],
+    gradients: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """As `CrossedGain` wants them."""
+    each = zip(names, gradients, elements, strict=True)
+    return torch.cat([_update(parameters, adamw, *one) for one in each])
 
 
 def _update(

@@ -28,11 +28,13 @@ cost nothing. All add up over tensors, as the selector needs.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import torch
 from torch.utils.hooks import RemovableHandle
@@ -47,6 +49,10 @@ Probe = TypeVar("Probe")
 #: elements of a tensor that are kept between the two probes of a pair (float32: half a MiB): their
 #: products' sum is known to a few percent, which ranks tensors that differ by orders of magnitude
 _SAMPLED: Final = 1 << 17
+
+#: elements that are judged in one go: what stays in a core's cache; what a card is busy with for as
+#: long as it takes to tell it
+_AT_ONCE, _AT_ONCE_ON_A_CARD = 1 << 18, 1 << 22
 
 #: torch leaves this method untyped
 _watch: Callable[[torch.Tensor, Callable[[torch.Tensor], None]], RemovableHandle] = (
@@ -73,7 +79,7 @@ def measure_importance(
         clip: factor of the last step's gradient clipping, 0..1.
     """
     gain = partial(optimiser.expected_gain, learning_rate=learning_rate, clip=clip)
-    return sum_over_gradients(step.model, probes, _mean_loss(step), parameters, gain)
+    return sum_over_gradients(step.model, probes, _mean_loss(step), parameters, Summed(gain))
 
 
 def measure_crossed_importance(
@@ -97,34 +103,115 @@ def measure_crossed_importance(
             `measure_importance`.
     """
     assert len(probes) % 2 == 0, "probes come in pairs"
-    update = partial(optimiser.expected_update, learning_rate=learning_rate, clip=clip)
-    crossed = CrossedGain(update)
+    updates = partial(optimiser.expected_updates, learning_rate=learning_rate, clip=clip)
+    crossed = CrossedGain(updates)
     found = sum_over_gradients(step.model, probes, _mean_loss(step), parameters, crossed)
     return {name: 2 * value for name, value in found.items()}
 
 
+class Tally(Protocol):
+    """What `sum_over_gradients` tells of every gradient, before it is freed."""
+
+    def __call__(self, name: str, gradient: torch.Tensor) -> None: ...
+
+    def totals(self) -> Mapping[str, float]:
+        """Of each tensor that had a gradient, over all probes; to be asked once."""
+
+
+class Summed:
+    """``gain(name, gradient)``, a scalar tensor, added up."""
+
+    def __init__(self, gain: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        self._gain = gain
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def __call__(self, name: str, gradient: torch.Tensor) -> None:
+        found = self._gain(name, gradient)
+        before = self._sums.get(name)
+        self._sums[name] = found if before is None else before + found
+
+    def totals(self) -> Mapping[str, float]:
+        return dict(zip(self._sums, _numbers(list(self._sums.values())), strict=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pair:
+    """Of one tensor, the chosen elements of both probes' gradients."""
+
+    name: str
+    elements: slice
+    first_N: torch.Tensor
+    second_N: torch.Tensor
+    #: elements that each of the chosen stands for
+    weight: float
+
+
 class CrossedGain:
-    """For `sum_over_gradients` over pairs of probes: 0 at a pair's first, its gain at the second.
+    """Pairs of probes: of each pair, the gain of one's update on the other, both ways, halved.
+
+    A card waits for its host at every small operation: several tensors are judged at once.
 
     Args:
-        update: of a tensor by name, its gradient's chosen elements, and which they are: what the
-            optimiser would take off these elements.
+        updates: of tensors by name, which of their elements, and these elements' gradients: what
+            the optimiser would take off them, one after the other.
     """
 
-    def __init__(self, update: Callable[[str, torch.Tensor, slice], torch.Tensor]) -> None:
-        self._update = update
+    def __init__(
+        self,
+        updates: Callable[[Sequence[str], Sequence[slice], Sequence[torch.Tensor]], torch.Tensor],
+    ) -> None:
+        self._updates = updates
         self._first: dict[str, torch.Tensor] = {}
+        self._waiting: dict[torch.device, list[_Pair]] = defaultdict(list)
+        #: what was judged: names, what their elements stand for, and the sums over these
+        self._judged: list[tuple[str, float]] = []
+        self._gains: list[torch.Tensor] = []
 
-    def __call__(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+    def __call__(self, name: str, gradient: torch.Tensor) -> None:
         elements = sampled_elements(gradient)
-        flat_N = gradient.detach().reshape(-1)[elements].float()
+        chosen_N = gradient.detach().reshape(-1)[elements].to(torch.float32, copy=True)
         first_N = self._first.pop(name, None)
         if first_N is None:
-            self._first[name] = flat_N.clone()
-            return torch.zeros((), device=gradient.device)
-        there = torch.dot(flat_N, self._update(name, first_N, elements))
-        back = torch.dot(first_N, self._update(name, flat_N, elements))
-        return (there + back) / 2 * (gradient.numel() / flat_N.numel())
+            self._first[name] = chosen_N
+            return
+        waiting = self._waiting[gradient.device]
+        weight = gradient.numel() / chosen_N.numel()
+        waiting.append(
+            _Pair(name=name, elements=elements, first_N=first_N, second_N=chosen_N, weight=weight)
+        )
+        most = _AT_ONCE_ON_A_CARD if gradient.is_cuda else _AT_ONCE
+        if sum(pair.second_N.numel() for pair in waiting) >= most:
+            self._judge(waiting)
+
+    def totals(self) -> Mapping[str, float]:
+        for waiting in self._waiting.values():
+            self._judge(waiting)
+        found: dict[str, float] = defaultdict(float)
+        for (name, weight), gain in zip(self._judged, _numbers(self._gains), strict=True):
+            found[name] += weight * gain / 2
+        return found
+
+    def _judge(self, waiting: list[_Pair]) -> None:
+        if not waiting:
+            return
+        names, elements = [pair.name for pair in waiting], [pair.elements for pair in waiting]
+        firsts, seconds = [pair.first_N for pair in waiting], [pair.second_N for pair in waiting]
+        gains_N = torch.cat(seconds).mul_(self._updates(names, elements, firsts))
+        gains_N.addcmul_(torch.cat(firsts), self._updates(names, elements, seconds))
+        sizes = [pair.first_N.numel() for pair in waiting]
+        for pair, gain_N in zip(waiting, torch.split(gains_N, sizes), strict=True):
+            self._judged.append((pair.name, pair.weight))
+            self._gains.append(gain_N.sum())
+        waiting.clear()
+
+
+def _numbers(scalars: Sequence[torch.Tensor]) -> list[float]:
+    """In one transfer: a card would be waited for at each of hundreds."""
+    if not scalars:
+        return []
+    device = scalars[0].device
+    found: list[float] = torch.stack([each.to(device) for each in scalars]).tolist()
+    return found
 
 
 def sampled_elements(tensor: torch.Tensor) -> slice:
@@ -161,7 +248,8 @@ def rank_tensors(
         with torch.no_grad():
             return {name: float(p.abs().sum(dtype=torch.float64)) for name, p in parameters.items()}
     if kind == "fisher":
-        return sum_over_gradients(step.model, probes, _mean_loss(step), parameters, _squares)
+        squares = Summed(_squares)
+        return sum_over_gradients(step.model, probes, _mean_loss(step), parameters, squares)
     measure = measure_importance if len(probes) == 1 else measure_crossed_importance
     return measure(step, probes, parameters, optimiser, learning_rate=learning_rate, clip=clip)
 
@@ -176,9 +264,9 @@ def sum_over_gradients(
     probes: Sequence[Probe],
     loss: Callable[[Probe], torch.Tensor],
     parameters: Mapping[str, torch.nn.Parameter],
-    gain: Callable[[str, torch.Tensor], torch.Tensor],
+    tally: Tally,
 ) -> dict[str, float]:
-    """The mean over ``probes`` of ``gain(name, gradient)``; each gradient is freed at once.
+    """The mean over ``probes`` of what ``tally`` counts; each gradient is freed at once.
 
     Args:
         probes: at least one.
@@ -186,14 +274,12 @@ def sum_over_gradients(
     """
     assert probes, "importance needs a probe batch"
     assert all(p.grad is None for p in parameters.values()), "gradients must be free"
-    device = next(iter(parameters.values())).device
-    sums = {name: torch.zeros((), device=device) for name in parameters}
     flags = {p: p.requires_grad for p in model.parameters()}
     was_training = model.training
 
     def take(name: str, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None, "the hook runs after accumulation"
-        sums[name] += gain(name, parameter.grad).to(device)
+        tally(name, parameter.grad)
         parameter.grad = None
 
     for parameter in flags:
@@ -214,9 +300,8 @@ def sum_over_gradients(
             parameter.requires_grad_(flag)
             if not flag:
                 parameter.grad = None
-    # one transfer: a card would be waited for at each of hundreds of tensors
-    totals = torch.stack(tuple(sums.values())).tolist()
-    return {name: total / len(probes) for name, total in zip(sums, totals, strict=True)}
+    totals = tally.totals()
+    return {name: totals.get(name, 0.0) / len(probes) for name in parameters}
 
 
 @contextmanager

@@ -183,27 +183,39 @@ class SelectiveAdamW:
         )
 
     @torch.no_grad()
-    def expected_update(
+    def expected_updates(
         self,
-        name: str,
-        gradient_N: torch.Tensor,
-        elements: slice,
+        names: Sequence[str],
+        elements: Sequence[slice],
+        gradients: Sequence[torch.Tensor],
         *,
         learning_rate: float,
         clip: float = 1.0,
     ) -> torch.Tensor:
-        """What the next step would take off the chosen elements of the flattened tensor, were
-        ``gradient_N`` theirs; arguments as `expected_gain`.
+        """What the next step would take off the chosen elements of each flattened tensor, were
+        ``gradients`` theirs, one tensor after the other; arguments as `expected_gain`.
         """
-        parameter = self._parameters[name]
-        state = self._adamw.state.get(parameter, {}) if self._adamw is not None else {}
-        return adamw_update(
-            parameter.detach().reshape(-1)[elements],
-            gradient_N,
-            chosen(state, elements),
-            learning_rate=learning_rate,
-            weight_decay=self._weight_decay if parameter.ndim >= 2 else 0.0,
-            clip=clip,
+        states = self._adamw.state if self._adamw is not None else {}
+        own = [(self._parameters[name], states.get(self._parameters[name], {})) for name in names]
+        if not self._weight_decay and not any(state for _, state in own):
+            # nothing tells one tensor from another
+            clipped_N = torch.cat(list(gradients)).mul_(clip)
+            update_N = _direction(clipped_N, None, None, 1, betas=(BETA1, BETA2), epsilon=EPSILON)
+            return update_N.mul_(learning_rate)
+        return torch.cat(
+            [
+                adamw_update(
+                    parameter.detach().reshape(-1)[chosen_ones],
+                    gradient_N,
+                    chosen(state, chosen_ones),
+                    learning_rate=learning_rate,
+                    weight_decay=self._weight_decay if parameter.ndim >= 2 else 0.0,
+                    clip=clip,
+                )
+                for (parameter, state), chosen_ones, gradient_N in zip(
+                    own, elements, gradients, strict=True
+                )
+            ]
         )
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
