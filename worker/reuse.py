@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +15,7 @@ from core.spec import STORING_METHODS
 from core.training.interval import Spared
 from core.training.methods import Method
 from core.training.prefix import PrefixReuse
+from core.training.prefix_store import free_disk_bytes
 from core.training_options import TrainingOptions
 
 #: of the memory and of the disk that are free when the run begins: others work here, too
@@ -49,7 +48,7 @@ def prefix_reuse(
         return None
     room = PrefixReuse(
         memory_bytes=psutil.virtual_memory().available // _SHARE,
-        disk_bytes=shutil.disk_usage(_existing(folder)).free // _SHARE,
+        disk_bytes=free_disk_bytes(folder) // _SHARE,
         folder=folder,
     )
     interval = (training.selection_interval or n_epochs) if method.reselects else math.inf
@@ -61,9 +60,3 @@ def prefix_reuse(
     if is_repeated and fits:
         return dataclasses.replace(room, spared=spared())
     return room if training.prefix_reuse == "on" else None
-
-
-def _existing(folder: Path | None) -> Path:
-    """The nearest folder above that is there: the same disk."""
-    place = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
-    return next(each for each in (place, *place.parents) if each.is_dir())

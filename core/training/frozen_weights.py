@@ -4,7 +4,8 @@ Under autocast a product takes its weights in bfloat16, whatever they are stored
 changes can therefore lie there in bfloat16 from the start: every pass computes the same bits. What
 it was in float32 is needed again when it is trained after all, and when the model is written. Most
 checkpoints are bfloat16 themselves, and rounding them loses nothing; of others the originals wait
-in a file that goes with the process, however that ends.
+in a file that goes with the process, however that ends. It takes half of the free disk at most: the
+run's checkpoints have to go there, too.
 
 Only matrices of linear layers qualify, and those only that nothing else uses: embeddings and norms
 compute in the type of their weights. Whether a model minds is tested on it, not looked up by name.
@@ -12,11 +13,10 @@ compute in the type of their weights. Whether a model minds is tested on it, not
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -25,8 +25,11 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import StorageUnavailable
 from core.training.adapters import is_adapted
 from core.training.prefix_layout import as_evaluated, probe_batch
-from core.training.prefix_store import RowStore
+from core.training.prefix_store import RowStore, free_disk_bytes
 from core.training.step import LossStep
+
+#: of the disk that is free when the run begins
+_SHARE: Final = 2
 
 
 def lowerable(model: Any) -> dict[str, nn.Parameter]:
@@ -67,13 +70,15 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
     ) -> None:
         self._model = model
         self._dtype = dtype
+        self._folder = folder
         self._lowered: dict[str, nn.Parameter] = {}
-        self._has_begun = False
-        #: those that rounding would change; what has no room here stays float32
-        self._originals = RowStore(memory_bytes=0, disk_bytes=sys.maxsize, folder=folder)
+        #: names of those that rounding changed
+        self._rounded: set[str] = set()
+        #: of these, what they were; None: nothing was lowered yet
+        self._originals: RowStore | None = None
 
     def __exit__(self, *_: object) -> None:
-        """Raises StorageUnavailable: an original cannot be read."""
+        """Raises StorageUnavailable: an original cannot be read; its rounded copy stays."""
         if self._lowered:
             self._model.to("cpu")
             self._restore(set(self._lowered))
@@ -86,19 +91,23 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
         Raises:
             StorageUnavailable: an original cannot be read.
         """
-        if self._dtype is not None and not self._has_begun:
-            self._has_begun = True
-            self._begin(self._dtype, names)
+        if self._dtype is not None and self._originals is None:
+            self._originals = RowStore(
+                memory_bytes=0,
+                disk_bytes=free_disk_bytes(self._folder) // _SHARE,
+                folder=self._folder,
+            )
+            self._begin(self._dtype, names, self._originals)
         self._restore(self._lowered.keys() & set(names))
 
-    def _begin(self, dtype: torch.dtype, names: Collection[str]) -> None:
+    def _begin(self, dtype: torch.dtype, names: Collection[str], originals: RowStore) -> None:
         frozen = {n: p for n, p in lowerable(self._model).items() if n not in names}
         step = LossStep(self._model, keeps_mask=True, autocast_dtype=dtype)
         inputs = step.inputs(probe_batch(self._model, is_padded=True))
         with as_evaluated(self._model), torch.no_grad():
             before = step.logits(inputs)
             for name, parameter in frozen.items():
-                self._lower(name, parameter, dtype)
+                self._lower(name, parameter, dtype, originals)
             try:
                 is_same = torch.equal(step.logits(inputs), before)
             except RuntimeError:  # of types that do not go together
@@ -106,28 +115,41 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
         if not is_same:
             self._restore(set(self._lowered))
 
-    def _lower(self, name: str, parameter: nn.Parameter, dtype: torch.dtype) -> None:
+    def _lower(
+        self, name: str, parameter: nn.Parameter, dtype: torch.dtype, originals: RowStore
+    ) -> None:
         weight = parameter.detach()
         rounded = weight.to(dtype)
-        is_exact = torch.equal(rounded.float(), weight)
-        if is_exact or self._originals.put(name.encode(), (weight,)):
-            parameter.data = rounded
-            self._lowered[name] = parameter
+        if not torch.equal(rounded.float(), weight):
+            if not originals.put(name.encode(), (weight,)):
+                return  # no room: it stays float32
+            self._rounded.add(name)
+        parameter.data = rounded
+        self._lowered[name] = parameter
 
     def _restore(self, names: Iterable[str]) -> None:
+        lost = []
         for name in names:
             parameter = self._lowered[name]
-            weight, key = parameter.detach().float(), name.encode()
-            if key in self._originals:
-                row = self._originals.get(key)
-                if row is None:
-                    raise StorageUnavailable(
-                        f"The float32 weights of {name}, which were put aside on the disk while "
-                        "they were frozen, cannot be read again. Start the job again."
-                    )
-                weight = row[0].to(weight.device)
-            parameter.data = weight
-            del self._lowered[name]
+            weight = self._original(name)
+            if weight is None:
+                lost.append(name)
+            else:
+                parameter.data = weight.to(parameter.device)
+                del self._lowered[name]
+        if lost:
+            raise StorageUnavailable(
+                f"The float32 weights of {lost[0]}, which were put aside on the disk while they "
+                "were frozen, cannot be read again. Start the job again."
+            )
+
+    def _original(self, name: str) -> torch.Tensor | None:
+        """None: it was lost."""
+        if name not in self._rounded:
+            return self._lowered[name].detach().float()
+        assert self._originals is not None, "it was put there"
+        row = self._originals.get(name.encode())
+        return None if row is None else row[0]
 
 
 def _is_linear(module: nn.Module) -> bool:

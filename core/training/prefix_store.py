@@ -7,17 +7,28 @@ checked against its digest; one that does not fit is forgotten, and the caller c
 from __future__ import annotations
 
 import hashlib
+import io
 import math
+import shutil
 import tempfile
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
 _DIGEST_BYTES = 16
+
+
+def free_disk_bytes(folder: Path | None) -> int:
+    """Where a store's file would be: ``folder`` need not be there yet, the disk is that of the
+    nearest above it that is. None: of the system's own for temporary files.
+    """
+    place = Path(tempfile.gettempdir()) if folder is None else folder.absolute()
+    existing = next(each for each in (place, *place.parents) if each.is_dir())
+    return shutil.disk_usage(existing).free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +53,7 @@ class RowStore:
         self._folder = folder
         self._rows: dict[bytes, tuple[torch.Tensor, ...]] = {}
         self._places: dict[bytes, _Place] = {}
-        self._file: BinaryIO | None = None
+        self._file: io.FileIO | None = None
         self.n_memory_bytes = 0
         self.n_disk_bytes = 0
 
@@ -94,6 +105,9 @@ class RowStore:
                 rest = rest[self._file.write(rest) :]
         except OSError:
             self._disk_bytes = 0  # full or refusing: rows that are there stay good
+            if self._file is not None:
+                with suppress(OSError):  # what was begun would keep the disk full for others
+                    self._file.truncate(self.n_disk_bytes)
             return False
         self._places[key] = _Place(
             start=self.n_disk_bytes,
@@ -109,16 +123,19 @@ class RowStore:
         place = self._places.get(key)
         if place is None or self._file is None:
             return None
+        data, n_read = bytearray(place.n_bytes), 0
         try:
             self._file.seek(place.start)
-            data = self._file.read(place.n_bytes)
+            # the system gives 2 GiB at once, and nothing where the file ends
+            while n_now := self._file.readinto(memoryview(data)[n_read:]):
+                n_read += n_now
         except OSError:
-            data = b""
-        if _digest(data) != place.digest:
+            n_read = 0
+        if n_read < place.n_bytes or _digest(data) != place.digest:
             del self._places[key]
             return None
         row, start = [], 0
-        flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        flat = torch.frombuffer(data, dtype=torch.uint8)
         for shape, dtype in zip(place.shapes, place.dtypes, strict=True):
             end = start + math.prod(shape) * dtype.itemsize
             row.append(flat[start:end].clone().view(dtype).reshape(shape))
@@ -126,5 +143,5 @@ class RowStore:
         return tuple(row)
 
 
-def _digest(data: bytes) -> bytes:
+def _digest(data: bytes | bytearray) -> bytes:
     return hashlib.blake2b(data, digest_size=_DIGEST_BYTES).digest()

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -181,6 +183,43 @@ def test_originals_that_cannot_be_read_are_no_weights(monkeypatch):
     monkeypatch.setattr(frozen_weights.RowStore, "get", lambda _self, _key: None)
     with pytest.raises(StorageUnavailable, match=r"float32 weights of model\.layers"):
         _run(_job("llama", "green"))
+
+
+class _Forgetful(frozen_weights.RowStore):
+    """As with rows that do not fit their digest."""
+
+    def get(self, key):
+        if key.endswith(b"q_proj.weight"):
+            self._places.pop(key, None)
+        return super().get(key)
+
+
+def test_an_original_that_was_lost_costs_no_other(monkeypatch):
+    monkeypatch.setattr(frozen_weights, "RowStore", _Forgetful)
+    model = tiny_model("llama")
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    lost = [name for name in before if name.endswith("q_proj.weight")]
+    frozen = FrozenWeights(model, torch.bfloat16)
+    frozen.lower_all_but(())
+    # whoever asks again is not given rounded weights for the original
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match="q_proj"):
+            frozen.lower_all_but(lost[:1])
+    with pytest.raises(StorageUnavailable, match="q_proj"), frozen:
+        pass
+    for name, parameter in model.named_parameters():
+        assert (parameter.dtype is torch.bfloat16) == (name in lost)
+        assert name in lost or torch.equal(parameter, before[name])
+
+
+def test_originals_leave_half_of_the_disk_to_others(monkeypatch, tmp_path):
+    model = tiny_model("llama")
+    n_bytes = sum(p.nbytes for p in lowerable(model).values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _place: SimpleNamespace(free=n_bytes))
+    with FrozenWeights(model, torch.bfloat16, folder=tmp_path / "new") as frozen:
+        frozen.lower_all_but(())
+        kept = sum(p.nbytes for p in lowerable(model).values() if p.dtype is torch.float32)
+        assert n_bytes / 2 <= kept < n_bytes
 
 
 def test_in_float32_nothing_is_lowered():

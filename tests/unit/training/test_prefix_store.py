@@ -1,5 +1,9 @@
 """Rows in memory and on disk: as they were put, within bounds, or not at all."""
 
+import errno
+import io
+import tempfile
+
 import pytest
 import torch
 
@@ -66,3 +70,45 @@ def test_a_disk_that_refuses_costs_rows_not_the_run(tmp_path):
     store = RowStore(memory_bytes=0, disk_bytes=1000, folder=tmp_path / "file")
     assert store.put(b"x", _row(1)) is False
     assert store.get(b"x") is None
+
+
+class _Disk(io.FileIO):
+    """Takes and gives a few bytes at once, as the system does of 2 GiB, until it is full."""
+
+    room = 1000
+
+    def write(self, data):
+        if self.tell() >= self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data[: min(20, self.room - self.tell())])
+
+    def read(self, size=-1):
+        return super().read(min(size, 20) if size >= 0 else 20)
+
+    def readinto(self, buffer):
+        return super().readinto(memoryview(buffer)[:20])
+
+
+@pytest.fixture
+def disk(monkeypatch, tmp_path):
+    """The one file that a store makes."""
+    file = _Disk(tmp_path / "rows", "w+b")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: file)
+    return file
+
+
+@pytest.mark.usefixtures("disk")
+def test_a_row_that_the_system_gives_in_parts_is_whole():
+    store = RowStore(memory_bytes=0, disk_bytes=1000)
+    for i in range(2):
+        assert store.put(bytes([i]), _row(i))
+    for i in range(2):
+        assert torch.equal(store.get(bytes([i]))[0], _row(i)[0])
+
+
+def test_a_row_that_fills_the_disk_leaves_it_as_it_was(disk):
+    disk.room = 70  # 48 bytes each
+    store = RowStore(memory_bytes=0, disk_bytes=1000)
+    assert [store.put(bytes([i]), _row(i)) for i in range(2)] == [True, False]
+    assert (disk.seek(0, io.SEEK_END), store.n_disk_bytes) == (48, 48)
+    assert torch.equal(store.get(bytes([0]))[0], _row(0)[0])

@@ -1,5 +1,6 @@
 """When hidden states are stored: by the passes between two selections, the room, and the wish."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -57,7 +58,7 @@ def test_auto_stores_all_or_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(
         module.psutil, "virtual_memory", lambda: SimpleNamespace(available=4 * 30_000)
     )
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 40_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4 * 40_000))
     given = {"interval": 2.0, "folder": tmp_path / "not" / "yet"}
     room = _reuse(n_tokens=1000, **given)  # 64,000 bytes
     assert (room.memory_bytes, room.disk_bytes) == (30_000, 40_000)
