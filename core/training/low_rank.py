@@ -76,7 +76,10 @@ class _Fused(torch.autograd.Function):
         low_Rr = F.linear(x_RI, first_rI) * scale
         torch.addmm(out_RO, low_Rr, second_Or.t(), out=out_RO)
         ctx.save_for_backward(x_RI, weight_OI, first_rI, second_Or, low_Rr)
-        return out_RO.view(*x.shape[:-1], -1)
+        # no view to autograd, which forbids models to change a node's view in place (Falcon, LED)
+        shape = [*x.shape[:-1], out_RO.shape[-1]]
+        out: Tensor = torch.ops.aten._unsafe_view(out_RO, shape)  # noqa: SLF001
+        return out
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -89,7 +92,7 @@ class _Fused(torch.autograd.Function):
         if of_x:
             grad_RI = upstream_RO @ weight_OI
             torch.addmm(grad_RI, low_grad_Rr, first_rI, out=grad_RI)
-            x_grad = grad_RI.view(*upstream[0].shape[:-1], -1)
+            x_grad = grad_RI.view(*upstream[0].shape[:-1], grad_RI.shape[-1])
         if of_first:
             first_grad = (low_grad_Rr.t() @ x_RI).to(ctx.types[0])
         if of_second:

@@ -15,8 +15,9 @@ from core.training.step import LossStep
 from tests.fixtures.tiny_models import PAIRS, padded_batch, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-#: without biases, with them, with weights the other way round, with two stacks
-KINDS = ("llama", "opt", "gpt2", "t5")
+#: without biases, with them, with weights the other way round, with two stacks, changing what
+#: comes out in place
+KINDS = ("llama", "opt", "gpt2", "t5", "falcon")
 
 
 def _adapted(kind, *, recomputes=False, seed=1, **options):
