@@ -102,6 +102,8 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
 
     def _begin(self, dtype: torch.dtype, names: Collection[str], originals: RowStore) -> None:
         frozen = {n: p for n, p in lowerable(self._model).items() if n not in names}
+        if not frozen:
+            return
         step = LossStep(self._model, keeps_mask=True, autocast_dtype=dtype)
         inputs = step.inputs(probe_batch(self._model, is_padded=True))
         with as_evaluated(self._model), torch.no_grad():

@@ -212,6 +212,14 @@ def test_an_original_that_was_lost_costs_no_other(monkeypatch):
         assert name in lost or torch.equal(parameter, before[name])
 
 
+def test_where_all_is_trained_nothing_is_tried():
+    model, passes = tiny_model("llama"), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    with FrozenWeights(model, torch.bfloat16) as frozen:
+        frozen.lower_all_but(dict(model.named_parameters()))
+    assert not passes
+
+
 def test_originals_leave_half_of_the_disk_to_others(monkeypatch, tmp_path):
     model = tiny_model("llama")
     n_bytes = sum(p.nbytes for p in lowerable(model).values())
