@@ -95,19 +95,21 @@ def profile(
     as_json: Annotated[bool, typer.Option("--json", help="Figures instead of tables.")] = False,
 ) -> None:
     """Parameters, FLOPs, memory, feasible rho and a method's plan, from a config alone."""
+    from core.option_names import in_words_of_options
     from core.settings import read_settings
     from worker.profile_model import print_profile, profile_model
 
-    found = profile_model(
-        model,
-        batch=batch,
-        tokens=tokens,
-        labels=labels,
-        rho=rho,
-        method=method,
-        precision=precision,  # type: ignore[arg-type]  checked there
-        settings=read_settings(),
-    )
+    with in_words_of_options():
+        found = profile_model(
+            model,
+            batch=batch,
+            tokens=tokens,
+            labels=labels,
+            rho=rho,
+            method=method,
+            precision=precision,  # type: ignore[arg-type]  checked there
+            settings=read_settings(),
+        )
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
     else:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from rich.console import Console
+from typer.testing import CliRunner
 
 from core.errors import (
     GreentuneError,
@@ -21,6 +22,7 @@ from core.training.adapters import add_adapters
 from core.training.memory import estimate
 from core.training.models import load_model
 from core.training.pricing import profile_shape
+from worker.__main__ import cli
 from worker.profile_model import print_profile, profile_model
 
 
@@ -115,6 +117,21 @@ def test_a_methods_plan_is_what_its_model_would_take(method, rho, tiny_model, tm
 def test_what_no_plan_can_be_of_is_refused(given, said, tiny_model):
     with pytest.raises(GreentuneError, match=said):
         _profile(tiny_model, **given)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--precision", "int8"], "--precision must be one of auto, fp32, bf16"),
+        (["--method", "lorra"], "--method must be one of full, green"),
+        (["--rho", "1.5"], "--rho must be a number above 0"),
+        (["--method", "green"], "What green trains is a question of rho: give --rho."),
+    ],
+)
+def test_the_command_speaks_of_its_options(words, said, tiny_model):
+    done = CliRunner().invoke(cli, ["profile", str(tiny_model), *words])
+    assert isinstance(done.exception, GreentuneError)
+    assert done.exception.message.startswith(said)
 
 
 def test_the_table_names_the_parts_of_the_plan(tiny_model):
