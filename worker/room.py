@@ -25,8 +25,6 @@ from core.units import bytes_to_gib
 
 #: the estimate was within 10 % of what torch gave out, and its selection is a guess
 _CERTAIN: Final = 1.2
-
-
 #: share of the device's memory above which measuring importance takes no more than it must
 _AMPLE: Final = 0.5
 

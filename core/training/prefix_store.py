@@ -1,7 +1,9 @@
-"""Rows of hidden states by key: in memory first, then in a file that nobody else can see.
+"""Rows of tensors by key: in memory first, then in a file that nobody else can see. Rows are hidden
+states (`prefix`), or a weight as it was (`frozen_weights`).
 
 The file has no name: it is gone with the process, however that ends. Every row read from it is
-checked against its digest; one that does not fit is forgotten, and the caller computes it again.
+checked against its digest; one that does not fit is forgotten, and the caller computes it again, or
+says that it is lost.
 """
 
 from __future__ import annotations
