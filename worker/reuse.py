@@ -15,7 +15,7 @@ from core.spec import STORING_METHODS
 from core.training.interval import Spared
 from core.training.methods import Method
 from core.training.prefix import PrefixReuse
-from core.training.prefix_store import free_disk_bytes
+from core.training.row_store import free_disk_bytes
 from core.training_options import TrainingOptions
 
 #: of the memory and of the disk that are free when the run begins: others work here, too

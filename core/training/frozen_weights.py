@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 from core.errors import StorageUnavailable
 from core.training.adapters import is_adapted
 from core.training.prefix_layout import as_evaluated, probe_batch
-from core.training.prefix_store import RowStore, free_disk_bytes
+from core.training.row_store import RowStore, free_disk_bytes
 from core.training.step import LossStep
 
 #: of the disk that is free when the run begins

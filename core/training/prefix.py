@@ -40,8 +40,8 @@ from core.training.prefix_layout import (
     find_layout,
     probe_batch,
 )
-from core.training.prefix_store import RowStore
 from core.training.pricing import Price, Shape, price_blocks
+from core.training.row_store import RowStore
 from core.training.step import (
     IGNORED,
     Batch,

@@ -7,7 +7,7 @@ import tempfile
 import pytest
 import torch
 
-from core.training.prefix_store import RowStore
+from core.training.row_store import RowStore
 
 
 def _row(seed, n_tokens=3, dtype=torch.float32):
