@@ -76,15 +76,18 @@ def option_of(field: str) -> str | None:
     return _OPTIONS.get(field)
 
 
+def by_option_names(text: str) -> str:
+    """``text`` with the option in the place of each field that one sets."""
+    return _UNMISTAKABLE.sub(lambda found: option_of(found[0]) or found[0], text)
+
+
 @contextmanager
 def in_words_of_options() -> Iterator[None]:
     """What is wrong with a field, said of the option that sets it; ``param`` stays the field."""
     try:
         yield
     except GreentuneError as error:
-        error.message = _UNMISTAKABLE.sub(
-            lambda found: option_of(found[0]) or found[0], error.message
-        )
+        error.message = by_option_names(error.message)
         # `seed` and the like are words: here the message begins with what it is about
         field = error.param or ""
         if field in _OPTIONS and re.match(rf"{field}\b", error.message):

@@ -100,7 +100,8 @@ class Corpus:
             if data is not None and data.report.n_truncated:
                 found.append(
                     f"{name}: {data.report.n_truncated} of {len(data)} samples are longer than "
-                    "max_input_tokens or max_output_tokens, and were cut."
+                    "green.training.max_input_tokens or green.training.max_output_tokens, and were "
+                    "cut."
                 )
         if self.validation is not None:
             overlap = overlap_warning(

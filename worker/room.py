@@ -129,8 +129,9 @@ class RoomHook(Hook):
             return
         text = (
             f"This job needs about {bytes_to_gib(needed):.2f} GiB of memory and {record.device} "
-            f"has {bytes_to_gib(total):.2f} GiB in all: lower batch_size (raising "
-            "gradient_accumulation alike) or rho, or turn on gradient_checkpointing."
+            f"has {bytes_to_gib(total):.2f} GiB in all: lower "
+            "hyperparameters.batch_size (raising green.training.gradient_accumulation alike) or "
+            "green.rho, or turn on green.training.gradient_checkpointing."
         )
         if self._tell is None:
             raise OutOfMemory(text)
@@ -156,8 +157,9 @@ def split(
         gradient_accumulation=2 * training.gradient_accumulation,
     )
     tell(
-        f"Out of memory with batch_size {batch_size}; going on with {smaller.batch_size} and "
-        f"gradient_accumulation {smaller.gradient_accumulation}",
+        f"Out of memory with hyperparameters.batch_size {batch_size}; going on with "
+        f"{smaller.batch_size} and green.training.gradient_accumulation "
+        f"{smaller.gradient_accumulation}",
         level="warn",
         data={"kind": "out_of_memory", "batch_size": smaller.batch_size},
     )

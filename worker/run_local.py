@@ -25,6 +25,7 @@ from core.carbon.rho import choose_rho
 from core.carbon.signal import LiveOptions, open_signal
 from core.data.validation import DataLimits
 from core.errors import GreentuneError
+from core.option_names import by_option_names
 from core.settings import Settings
 from core.spec import JobSpec
 from core.training.export import EmissionsNote
@@ -144,7 +145,7 @@ class _Run:
             spec = self.spec if began is None else began.kept_in(self.spec)
             prepared = _prepare(spec, self.folder, self.settings)
             for remark in prepared.remarks:
-                _warner(self.console)(remark)
+                _warner(self.console)(by_option_names(remark))
             rho = self.folder.settle_rho(lambda: _decide_rho(prepared, self.grid, self.console))
             if began is None:
                 self.folder.begun(hyperparameters_of(None, prepared, rho))

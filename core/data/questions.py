@@ -55,8 +55,8 @@ def questions(
     room = None if context is None else context - (0 if is_pair else max_new_tokens)
     if room is not None and room < 1:
         raise InvalidInput(
-            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in this model's context "
-            f"of {context} tokens.",
+            f"green.eval.max_new_tokens {max_new_tokens} leaves no room for a prompt in this "
+            f"model's context of {context} tokens.",
             param="green.eval.max_new_tokens",
         )
     limits = [limit for limit in (room, max_input_tokens) if limit is not None]

@@ -245,7 +245,7 @@ class _Collector:
             others = f" ({self.n_too_long - 1} more are too long)" if self.n_too_long > 1 else ""
             raise DataInvalid(
                 f"{self.first_too_long}{others}; shorten it, or allow cutting with "
-                "max_input_tokens and max_output_tokens.",
+                "green.training.max_input_tokens and green.training.max_output_tokens.",
                 code="context_length_exceeded",
             )
         if not self.inputs:

@@ -155,7 +155,8 @@ def _out_of_memory(error: BaseException) -> OutOfMemory:
     said = str(error).strip() or "the host has none left."
     return OutOfMemory(
         f"Not enough memory for this model and batch: {said.splitlines()[0]} "
-        "Lower batch_size (raising gradient_accumulation alike), max_input_tokens or rho."
+        "Lower hyperparameters.batch_size (raising green.training.gradient_accumulation alike), "
+        "green.training.max_input_tokens or green.rho."
     )
 
 

@@ -35,7 +35,7 @@ def blocks_of(model: Any) -> list[nn.Module]:
     if not blocks:
         raise ModelUnsupported(
             f"{type(model).__name__} has no blocks that can be computed again; leave "
-            "gradient_checkpointing out.",
+            "green.training.gradient_checkpointing out.",
             param="green.training.gradient_checkpointing",
         )
     return blocks

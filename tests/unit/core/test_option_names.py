@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from core.errors import GreentuneError, InvalidInput, NotFound
-from core.option_names import in_words_of_options
+from core.option_names import by_option_names, in_words_of_options
+
+
+def test_what_is_no_error_is_told_so_too() -> None:
+    assert by_option_names("Cut at green.training.max_input_tokens, of 3 tokens.") == (
+        "Cut at --max-input-tokens, of 3 tokens."
+    )
 
 
 def told(message: str, param: str | None = None) -> str:

@@ -172,6 +172,9 @@ def test_over_long_examples_are_refused_by_line():
     with pytest.raises(DataInvalid) as failure:
         tokenize(examples, TOKENIZER, context=10)
     assert failure.value.code == "context_length_exceeded"
+    assert failure.value.message.endswith(
+        "with green.training.max_input_tokens and green.training.max_output_tokens."
+    )
     assert str(failure.value).startswith(
         "line 4: the example has 22 tokens, but the model's context is 10 (1 more are too long)"
     )

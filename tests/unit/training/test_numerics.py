@@ -3,8 +3,16 @@
 import pytest
 import torch
 
+from core.errors import OutOfMemory
+from core.option_names import in_words_of_options
 from core.training import numerics
-from core.training.numerics import Product, choose_numerics, computes_in_bfloat16, float32_route
+from core.training.numerics import (
+    Product,
+    choose_numerics,
+    computes_in_bfloat16,
+    float32_route,
+    memory_errors,
+)
 
 MATMUL = torch.backends.mkldnn.matmul
 CPU = torch.device("cpu")
@@ -55,3 +63,31 @@ def test_the_record_repeats_itself_and_tells_what_was_tried():
     # seconds differ from time to time, what is chosen and how accurate it is does not
     assert (first.precision, first.name) == (second.precision, second.name)
     assert all(way in first.probe for way in ("float32", "oneDNN float32", "bfloat16", " ms"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nIt was much."),
+        RuntimeError("CUDA error: out of memory"),
+        MemoryError(),
+    ],
+    ids=["torch", "CUDA", "Python"],
+)
+def test_what_to_do_about_memory_names_fields_and_on_the_command_line_options(error):
+    with pytest.raises(OutOfMemory) as caught, memory_errors():
+        raise error
+    assert caught.value.message.endswith(
+        " Lower hyperparameters.batch_size (raising green.training.gradient_accumulation alike), "
+        "green.training.max_input_tokens or green.rho."
+    )
+    with pytest.raises(OutOfMemory) as typed, in_words_of_options(), memory_errors():
+        raise error
+    assert typed.value.message.endswith(
+        " Lower --batch-size (raising --accumulation alike), --max-input-tokens or --rho."
+    )
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match=r"^no memory of it$"), memory_errors():
+        raise RuntimeError("no memory of it")

@@ -266,4 +266,5 @@ def test_a_model_without_blocks_is_refused_by_name():
     model = transformers.CTRLLMHeadModel(config)
     with pytest.raises(ModelUnsupported, match="CTRLLMHeadModel has no blocks") as caught:
         blocks_of(model)
+    assert "leave green.training.gradient_checkpointing out" in caught.value.message
     assert caught.value.param == "green.training.gradient_checkpointing"

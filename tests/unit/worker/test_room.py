@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.errors import OutOfMemory
+from core.option_names import by_option_names
 from core.spec import GreenOptions, JobSpec, TrainingOptions
 from core.training.hooks import Hook
 from core.training.job import FitJob
@@ -14,7 +15,7 @@ from core.training.numerics import choose_numerics
 from core.training.probing import probe_batches
 from tests.fixtures.hook_records import start_record
 from worker.prepare import prepare, train
-from worker.room import RoomHook, device_bytes, expected_memory
+from worker.room import RoomHook, device_bytes, expected_memory, split
 
 GIB = 2**30
 
@@ -190,6 +191,22 @@ def test_the_sentence_says_how_much_and_what_to_do():
         RoomHook(None, lambda _device: 10 * GIB).on_start(_record(13 * GIB))
     for word in ("13.00 GiB", "10.00 GiB", "cpu", "batch_size", "rho", "gradient_checkpointing"):
         assert word in caught.value.message
+    assert by_option_names(caught.value.message).endswith(
+        ": lower --batch-size (raising --accumulation alike) or --rho, or turn on "
+        "--gradient-checkpointing."
+    )
+
+
+def test_a_micro_batch_that_is_split_is_told_in_the_request_s_words():
+    told = []
+    training = TrainingOptions(batch_size=5, gradient_accumulation=3)
+    smaller = split(training, OutOfMemory("much"), lambda text, **_: told.append(text))
+    assert (smaller.batch_size, smaller.gradient_accumulation) == (3, 6)
+    (text,) = told
+    assert text == (
+        "Out of memory with hyperparameters.batch_size 5; going on with 3 and "
+        "green.training.gradient_accumulation 6"
+    )
 
 
 def test_where_batches_are_split_it_is_only_told():
