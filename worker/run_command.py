@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from core.data.tables import refuse_tables
+from core.data.tables import refuse_other_kinds, refuse_tables
 from core.data.task_options import parse_metrics, parse_task
 from core.data.tasks import task_named
 from core.errors import InvalidInput, MissingParameter
@@ -214,14 +214,17 @@ def _files(
                 "file, because it is checked before it is trained on.",
                 param="training_file" if path == train else "validation_file",
             )
-    if train is not None:
-        if task is None:
-            refuse_tables(train, validation)
-        return train, validation
     if task is None:
-        raise MissingParameter(
-            "Name a training file, or a --task whose data set the hub has.", param="training_file"
-        )
+        if train is None:
+            raise MissingParameter(
+                "Name a training file, or a --task whose data set the hub has.",
+                param="training_file",
+            )
+        refuse_tables(train, validation)
+        return train, validation
+    refuse_other_kinds(train, validation)
+    if train is not None:
+        return train, validation
     from worker.corpus import fetch_tables
 
     found, held_out = fetch_tables(task_named(task), folder)

@@ -86,6 +86,21 @@ def refuse_tables(training: Path, validation: Path | None) -> None:
             )
 
 
+def refuse_other_kinds(training: Path | None, validation: Path | None = None) -> None:
+    """For files of a task, which are read by what their names say they are.
+
+    Raises:
+        InvalidInput: one is of no kind that we read; ``param`` says which.
+    """
+    for param, path in (("training_file", training), ("validation_file", validation)):
+        if path is not None and path.suffix.lower() not in SUFFIXES:
+            raise InvalidInput(
+                f"{path.name} is of no kind that a task reads ({', '.join(SUFFIXES)}): convert it, "
+                "or name it after what it is.",
+                param=param,
+            )
+
+
 def read_rows(
     path: Path, columns: Collection[str], *, limits: DataLimits | None = None
 ) -> Iterator[Row | Problem]:
@@ -97,14 +112,9 @@ def read_rows(
             row has.
         OSError: the file cannot be opened.
     """
-    limits = limits or DataLimits()
+    refuse_other_kinds(path)
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_file_rows, ".parquet": _parquet_rows}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise InvalidInput(
-            f"A task reads {', '.join(SUFFIXES)} files; got {path.name!r}.", param="training_file"
-        )
-    return reader(path, tuple(columns), limits)
+    return readers[path.suffix.lower()](path, tuple(columns), limits or DataLimits())
 
 
 def check_table(

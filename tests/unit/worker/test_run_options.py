@@ -165,6 +165,26 @@ def test_a_table_of_no_task_is_refused_before_anything_is_said(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("train.JSONL", "--validation"), ("--validation",)])
+def test_a_file_that_no_task_reads_is_refused_before_anything_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
+) -> None:
+    """ "Preparing" stood before it, and the folder was made; the hub was asked for the rest."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("notes.txt", "train.JSONL"):
+        Path(name).write_text("{}\n")
+    command = ["run", *options, "notes.txt", "--task", "scitldr", "--out", "out"]
+    found = CliRunner().invoke(cli, command)
+    assert isinstance(found.exception, InvalidInput)
+    assert found.exception.message == (
+        "notes.txt is of no kind that a task reads (.jsonl, .csv, .parquet): convert it, or name "
+        "it after what it is."
+    )
+    assert found.exception.param == ("validation_file" if options else "training_file")
+    assert found.output == ""
+    assert not Path("out").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
