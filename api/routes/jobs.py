@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -32,6 +33,7 @@ from api.schemas import CreateJob, CursorListOf, JobOut, ListOf
 from api.submission import check_rho, spec_of
 from api.views import checkpoint_out, cursor_list_of, event_out, job_out, list_of
 from core.carbon.signal import IntensitySignal
+from core.data.tables import refuse_tables
 from core.errors import InvalidInput, NotFound, SignalUnavailable
 from core.jobs import ids, service, store
 from core.jobs.records import Caller, JobRecord
@@ -56,7 +58,9 @@ def create_job(
     body_digest: BodyDigest,
     now: Now,
 ) -> Response:
-    """Accept a job at once; its files' content is judged by the worker before any training."""
+    """Accept a job at once; its files' content is judged by the worker before any training. Tables
+    of no task are known by their names.
+    """
     spec = spec_of(request, default_zone=held.settings.zone)
     # the grid is asked first: a provider may be slow, and its answer is stored in a transaction of
     # its own, which on SQLite would wait for this one
@@ -81,6 +85,8 @@ def create_job(
         most_active=held.settings.max_active_jobs,
         now=now,
     )
+    # of files that are there and for training; where one is refused, the job is rolled back
+    _check_tables(session, caller.tenant, spec, now)
     outbox.nudge(record.id)
     answer = _short(record, held.settings)
     return idempotency.remember(session, body_digest, answer)
@@ -197,6 +203,19 @@ def _check_references(spec: JobSpec) -> None:
     for param, file_id in files.items():
         if file_id is not None and not ids.is_id(ids.FILE, file_id):
             raise NotFound(f"No such File object: {file_id[:64]}", param=param)
+
+
+def _check_tables(session: Session, tenant: str, spec: JobSpec, now: datetime) -> None:
+    """Raises `InvalidInput` for a table that no task reads."""
+    if spec.task is not None:
+        return
+    training = store.get_file(session, tenant, spec.training_file, now=now)
+    validation = None
+    if spec.validation_file is not None:
+        validation = store.get_file(session, tenant, spec.validation_file, now=now)
+    refuse_tables(
+        Path(training.filename), None if validation is None else Path(validation.filename)
+    )
 
 
 def _check_zone(zone: str | None, signal: IntensitySignal, now: datetime) -> None:

@@ -143,11 +143,15 @@ def test_every_optional_may_be_null(client: openai.OpenAI, chat_lines: Lines) ->
 def test_job_refusals(client: openai.OpenAI, rival: openai.OpenAI, chat_lines: Lines) -> None:
     file_id = upload(client, chat_lines(12)).id
     foreign = upload(rival, chat_lines(12)).id
+    table = client.files.create(file=("rows.csv", b"a,b\n1,2\n"), purpose="fine-tune").id
     cases: list[tuple[dict[str, Any], int, str, str]] = [
         ({"training_file": foreign}, 404, "not_found", "training_file"),
         ({"training_file": "../x"}, 404, "not_found", "training_file"),
         ({"training_file": "file-\x00"}, 404, "not_found", "training_file"),
         ({"validation_file": foreign}, 404, "not_found", "validation_file"),
+        ({"training_file": table}, 400, "invalid_value", "training_file"),
+        ({"validation_file": table}, 400, "invalid_value", "validation_file"),
+        ({"training_file": table, "validation_file": foreign}, 404, "not_found", "validation_file"),
         ({"model": "gpt-4o"}, 404, "model_not_found", "model"),
         ({"model": "ft:tiny:acme::12345678"}, 404, "model_not_found", "model"),
         ({"model": "/etc/passwd"}, 404, "model_not_found", "model"),

@@ -203,10 +203,17 @@ def test_a_table_that_is_damaged_within_fails_the_job_at_once(rest: Service) -> 
     assert "cannot be read as Parquet" in job.error.message
 
 
-def test_a_table_without_its_task_fails_the_job(rest: Service) -> None:
-    job = rest.train(rest.submit(rest.upload("papers.csv", CSV.encode()).id, "BART"))
-    assert job.status == "failed"
-    assert "green.task" in job.error.message
+@pytest.mark.parametrize(("name", "content"), [("p.CSV", CSV.encode()), ("p.parquet", parquet())])
+def test_a_table_without_its_task_is_refused_with_the_job(
+    rest: Service, name: str, content: bytes
+) -> None:
+    """It became a job that failed, once a worker had loaded what trains."""
+    file = rest.upload(name, content)
+    with pytest.raises(openai.BadRequestError, match=r"is a table; say .* green\.task") as caught:
+        rest.submit(file.id, "BART")
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "training_file")
+    assert list(rest.client.fine_tuning.jobs.list()) == []
+    rest.client.files.delete(file.id)  # no job holds it
 
 
 @pytest.mark.parametrize(
