@@ -149,6 +149,7 @@ def choose(
             measure_importance=measured,
             spared=spared,
             overhead=_overhead(method, profile, spared, rho, wanted),
+            paid=_overhead(method, profile, spared, rho, measuring_share),
             elements=elements,
             rate=rate,
         )
@@ -158,8 +159,12 @@ def choose(
             if is_longest and not found:
                 raise
             continue
-        unpaid = wanted - point.overhead if rho < 1 else 0.0
-        found.append(Horizon(choice=choice, point=point, n_steps=n_steps, unpaid_share=unpaid))
+        is_measured = choice.importance is not None
+        unpaid = wanted - point.overhead if is_measured else measuring_share - point.paid
+        unpaid_share = unpaid if rho < 1 else 0.0
+        found.append(
+            Horizon(choice=choice, point=point, n_steps=n_steps, unpaid_share=unpaid_share)
+        )
     return _shortest_of_the_best(found)
 
 

@@ -39,7 +39,8 @@ class SelectionPoint:
 
     ``measure_importance`` may be called again and again: it is measured once. ``spared``: over the
     interval that the choice will be in force for. ``overhead``: the part of ``rho`` that measuring
-    takes of that interval; steps have what is left. ``elements``: of every tensor, where importance
+    takes of that interval; steps have what is left. ``paid``: of it, what was spent before, whether
+    importance is measured now or not. ``elements``: of every tensor, where importance
     is an expected loss drop and tensors are ranked by what that is worth (`ranking`); empty: by
     importance as it is. ``rate``: at which a share is trained, for comparing shares; where costs
     are no FLOPs, their shares stand in for the FLOPs' in it.
@@ -50,6 +51,7 @@ class SelectionPoint:
     measure_importance: Callable[[], Mapping[str, float]]
     spared: Spared = NOTHING_SPARED
     overhead: float = 0.0
+    paid: float = 0.0
     elements: Mapping[str, int] = field(default_factory=dict)
     rate: LearningRate = at_one_rate
 
@@ -57,6 +59,13 @@ class SelectionPoint:
     def step_rho(self) -> float:
         """Share that the mean step may cost."""
         return self.rho - self.overhead
+
+    @property
+    def pays_for_everything(self) -> bool:
+        """Nothing is left to choose: steps that train all there is keep the share."""
+        profile = self.profile
+        flops = mean_flops(profile, profile.trainable, self.spared)
+        return flops <= (self.rho - self.paid) * profile.full_flops
 
     def rate_of(self, share: float) -> float:
         return float(self.rate(np.array([share]))[0])
@@ -150,6 +159,8 @@ class Green:
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no set fits."""
+        if point.pays_for_everything and not self.is_efficient:
+            return _everything(point)
         profile, choice = point.profile, _chosen(point, self.is_efficient)
         is_full_best = choice.full_ratio is not None and choice.full_ratio >= NEAR
         if self.is_efficient and is_full_best and point.rho >= 1:
@@ -193,6 +204,8 @@ class GreenLora:
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no adapter fits."""
+        if point.pays_for_everything and not self.is_efficient:
+            return _everything(point)
         adapters = adapters_of(point.profile)
         chosen = _chosen(self._grouped(point), self.is_efficient)
         taken = {name for adapter in chosen.names for name in adapters[adapter]}
@@ -291,6 +304,20 @@ class LastK:
 
 def _quality(point: SelectionPoint) -> QualityCurve:
     return quality_curve(point.profile, point.measure_importance(), point.spared, point.rate)
+
+
+def _everything(point: SelectionPoint) -> Choice:
+    """Without a look at importance, which would have to be paid for."""
+    profile = point.profile
+    share = mean_flops(profile, profile.trainable, point.spared) / profile.full_flops
+    return Choice(
+        names=profile.trainable,
+        rho=point.rho,
+        rho_planned=share,
+        importance=None,
+        # no interval can be worth more
+        value=math.inf,
+    )
 
 
 def _chosen(point: SelectionPoint, is_efficient: bool) -> Choice:

@@ -34,6 +34,7 @@ _RESOLUTION: Final = 20_000
 _DIMINISHING: Final = 0.15
 
 QualityCurve = tuple[tuple[float, float], ...]
+NO_CURVE: Final[QualityCurve] = ()
 
 
 def quality_curve(

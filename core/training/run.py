@@ -34,6 +34,7 @@ from core.training.micro_batches import MicroBatches
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.probing import Probes, draw_probes, measure
+from core.training.quality import NO_CURVE
 from core.training.ranking import is_drop
 from core.training.refill import note_stored, refill
 from core.training.step import needs_mask
@@ -186,9 +187,9 @@ class Run:
         self._state.selected_at = self._state.step
         self._state.select_at = self._state.step + found.n_steps
         has_drops = is_drop(self._job.importance)
-        curve = self._job.method.quality(point) if has_drops else ()
-        importance = choice.importance
+        importance, curve = choice.importance, NO_CURVE
         if has_drops and importance is not None:
+            curve = self._job.method.quality(point)
             # measured at the rate of before, spent at that of what is trained now
             importance *= self._learning_rate / measured_rate
         duration_s = time.perf_counter() - started_s

@@ -173,6 +173,30 @@ def test_green_lora_takes_whole_adapters_within_rho():
     assert caught.value.rho_min == pytest.approx(job.method.rho_min(job.profile))
 
 
+@pytest.mark.parametrize(("method", "same_as"), [("green_lora", "lora"), ("green", "full")])
+def test_where_rho_pays_for_everything_nothing_is_measured(method, same_as):
+    """There is nothing to choose, so all of rho goes into steps."""
+    rate = {"learning_rate": 1e-2}
+    whole = dataclasses.replace(_job("llama", method, **rate), method=method_named(same_as))
+    fit(whole)
+    costs = _prices("llama", method).mean_profile([(3, 12, 0, 12)])
+    share = costs.step_flops(costs.trainable) / costs.full_flops
+    seen, job = Selections(), _job("llama", method, rho=min(share * (1 + 1e-9), 1.0), **rate)
+    result = fit(job, hooks=[seen])
+    assert result.selection_flops == 0
+    assert result.flops_share == pytest.approx(share, rel=1e-2)  # other lengths
+    for (name, one), other in zip(
+        whole.model.named_parameters(), job.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    for record in seen.records:
+        assert set(record.names) == set(job.profile.trainable)
+        assert (record.importance, record.quality_curve, record.unpaid_share) == (None, (), 0)
+    assert len(seen.records) == 2  # a share that falls is to be noticed
+    less = fit(_job("llama", method, rho=share * 0.999, **rate))
+    assert less.selection_flops > 0
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_what_the_spec_says_of_a_method_is_what_it_does(name):
     method = method_named(name, OPTIONS)
