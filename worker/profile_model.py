@@ -139,13 +139,16 @@ def profile_model(
             names = [n for n, parameter in model.named_parameters() if parameter.requires_grad]
             own = profile_shape(model, shape).limited(names, full_flops=profile.full_flops)
         choice = _choice(green, model, own, rho)
-        if green.method in RANKING_METHODS:
-            plan_memory, saving_memory = (
-                memory(model, choice.names, candidates=own.trainable, probe_recomputes=again)
-                for again in (False, True)
+        ranked = own.trainable if green.method in RANKING_METHODS else ()
+        plan_memory = memory(model, choice.names, candidates=ranked)
+        if ranked and plan_memory is not None:
+            saving_memory = memory(
+                model,
+                choice.names,
+                candidates=ranked,
+                probe_recomputes=True,
+                step_of=plan_memory,
             )
-        else:
-            plan_memory = memory(model, choice.names)
     return ModelProfile(
         name=name,
         n_parameters=n_parameters,
@@ -200,6 +203,7 @@ def _memory(
     numerics: Numerics,
     candidates: Collection[str] = (),
     probe_recomputes: bool = False,
+    step_of: MemoryEstimate | None = None,
 ) -> MemoryEstimate | None:
     """None: what runs depends on the weights' values (routing among experts)."""
     try:
@@ -212,6 +216,7 @@ def _memory(
             candidates=candidates,
             lowers_frozen=True,
             probe_recomputes=probe_recomputes,
+            step_of=step_of,
         )
     except ModelUnsupported:
         return None

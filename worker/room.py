@@ -45,11 +45,13 @@ def with_memory(job: FitJob, largest: Shape, rho: float) -> FitJob:
     if is_most and not job.training.gradient_checkpointing:
         with suppress(ModelUnsupported):  # no blocks that can run again
             saving = replace(job, probe_prices=price_steps(job.model, recomputes=True))
-            found, job = expected_memory(saving, largest, rho) or found, saving
+            found, job = expected_memory(saving, largest, rho, step_of=found) or found, saving
     return replace(job, memory_estimate_bytes=found.peak_bytes)
 
 
-def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate | None:
+def expected_memory(
+    job: FitJob, largest: Shape, rho: float, *, step_of: MemoryEstimate | None = None
+) -> MemoryEstimate | None:
     """Memory of ``job`` with what its method would select at ``rho`` if the loss were as steep in
     every tensor: nothing is measured yet. Stored prefix rows are left out, since they take only
     what is free.
@@ -57,6 +59,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
     Args:
         job: its model on the CPU, not yet run.
         largest: shape of the micro-batch that costs most.
+        step_of: as of `core.training.memory.estimate`.
 
     Returns None where it cannot be told: routing among experts, a rho below the minimum.
     """
@@ -99,6 +102,7 @@ def expected_memory(job: FitJob, largest: Shape, rho: float) -> MemoryEstimate |
             keeps_best=job.training.early_stopping_patience is not None,
             lowers_frozen=True,
             probe_recomputes=job.probe_prices is not None,
+            step_of=step_of,
         )
     except (ModelUnsupported, RhoInfeasible):
         return None

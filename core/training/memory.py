@@ -124,6 +124,7 @@ def estimate(
     keeps_best: bool = False,
     lowers_frozen: bool = False,
     probe_recomputes: bool = False,
+    step_of: MemoryEstimate | None = None,
 ) -> MemoryEstimate:
     """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
 
@@ -139,6 +140,8 @@ def estimate(
         device: that will train.
         keeps_best: as early stopping does, in the host's memory.
         lowers_frozen: as `core.training.frozen_weights` does, where there is autocast.
+        step_of: an estimate of the same steps, which are not traced once more: only how importance
+            is measured may differ.
 
     Raises:
         ModelUnsupported: the model cannot run without its data.
@@ -156,9 +159,16 @@ def estimate(
             autocast_dtype=autocast_dtype,
             runs_on_cpu=device.type == "cpu",
         )
-        step = traced(
-            trained, shape, frozen.values(), recomputes=recomputes, accumulates=accumulates
-        )
+        if step_of is None:
+            step = traced(
+                trained, shape, frozen.values(), recomputes=recomputes, accumulates=accumulates
+            )
+        else:
+            step = _Traced(
+                activations_bytes=step_of.activations_bytes,
+                logits_bytes=step_of.logits_bytes,
+                peak_bytes=step_of.step_bytes,
+            )
         selection = None
         if probe is not None:
             lowered = (frozen if reselects else matrices).values()

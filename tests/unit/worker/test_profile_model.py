@@ -18,6 +18,7 @@ from core.errors import (
 )
 from core.settings import Settings
 from core.spec import ADAPTER_METHODS, MethodOptions
+from core.training import memory
 from core.training.adapters import add_adapters
 from core.training.memory import estimate
 from core.training.models import load_model
@@ -132,6 +133,30 @@ def test_the_command_speaks_of_its_options(words, said, tiny_model):
     done = CliRunner().invoke(cli, ["profile", str(tiny_model), *words])
     assert isinstance(done.exception, GreentuneError)
     assert done.exception.message.startswith(said)
+
+
+def test_a_step_that_two_figures_share_is_traced_once(tiny_model, tmp_path, monkeypatch):
+    """The plan's step was run again for selecting with blocks that run again."""
+    traces = []
+
+    class Counted(memory.HighWater):
+        def __init__(self):
+            super().__init__()
+            traces.append(self)
+
+    monkeypatch.setattr(memory, "HighWater", Counted)
+    found = _profile(tiny_model, labels=5, rho=0.6)
+    # two steps, full fine-tuning's and the plan's; two ways of selecting
+    assert len(traces) == 4
+    shape = (2, 32, 0, 10)
+    assert found.saving_memory == estimate(
+        load_model("mine", folder=tiny_model, cache=tmp_path).model,
+        found.choice.names,
+        shape,
+        probe=shape,
+        candidates=found.profile.trainable,
+        probe_recomputes=True,
+    )
 
 
 def test_the_table_names_the_parts_of_the_plan(tiny_model):

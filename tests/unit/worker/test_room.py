@@ -1,6 +1,7 @@
 """Memory foretold before a job trains, and what becomes of one that cannot fit."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from core.training.hooks import Hook
 from core.training.job import FitJob
 from core.training.memory import MemoryEstimate, estimate, workspace_bytes
 from core.training.numerics import choose_numerics
+from core.training.pricing import price_steps
 from core.training.probing import probe_batches
 from tests.fixtures.hook_records import start_record
 from worker.prepare import prepare, train
@@ -132,8 +134,11 @@ def test_importance_that_would_fill_the_device_takes_less_for_more_flops(
     method, tiny_model, tmp_path, monkeypatch
 ):
     options = {"method": method, "selection_interval": 0.4}
-    _, ample = _expected(_prepare(tiny_model, tmp_path, **options), 0.7)
+    prepared = _prepare(tiny_model, tmp_path, **options)
+    job, ample = _expected(prepared, 0.7)
     assert ample.selecting_bytes > ample.training_bytes, "the case is not met"
+    job = replace(job, probe_prices=price_steps(job.model, recomputes=True))
+    less = expected_memory(job, prepared.largest, 0.7)
     records = []
     for total_bytes in (10 * ample.selecting_bytes, ample.selecting_bytes, None):
         monkeypatch.setattr("worker.room.device_bytes", lambda _device, n=total_bytes: n)
@@ -143,6 +148,7 @@ def test_importance_that_would_fill_the_device_takes_less_for_more_flops(
     (plain, selection), (saving, again), unknown = records
     assert plain == ample.peak_bytes == unknown[0]
     assert ample.training_bytes <= saving < plain
+    assert saving == less.peak_bytes
     assert again.flops > 1.1 * selection.flops
     assert unknown[1].flops == selection.flops
     assert again.names
