@@ -168,7 +168,9 @@ def simulate(  # noqa: PLR0917  a command's options are its arguments
     persistent_noise: Annotated[
         bool, typer.Option(help="Successive forecasts err alike, instead of independently.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the forecast's error.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Not of now: of the forecast's error; default 0.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures instead of a table.")] = False,
 ) -> None:
@@ -177,12 +179,11 @@ def simulate(  # noqa: PLR0917  a command's options are its arguments
 
     fleet = fleet_of(
         policy,
-        {"rho": rho, "rho_min": rho_min, "budget_share": budget_share},
+        {"rho": rho, "rho_min": rho_min, "budget_share": budget_share, "seed": seed},
         hours=hours,
         slack_h=slack,
         suspend_h=suspend_minutes / 60,
-        noise=noise_of(is_on=forecast_noise, is_persistent=persistent_noise),
-        seed=seed,
+        noise=noise_of(is_on=forecast_noise, is_persistent=persistent_noise, seed=seed),
     )
     simulate_and_print(traces, fleet, page=html, as_json=as_json)
 

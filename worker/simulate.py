@@ -25,6 +25,8 @@ _HEEDED_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "rho": ("now", "shift", "suspend"),
     "rho_min": ("budget",),
     "budget_share": ("budget",),
+    # the others look at forecasts
+    "seed": ("shift", "suspend", "budget"),
 }
 
 
@@ -51,14 +53,19 @@ def fleet_of(policy: str, said: Mapping[str, float | None], **options: Any) -> F
     return fleet
 
 
-def noise_of(*, is_on: bool, is_persistent: bool) -> Noise:
-    """Raises `InvalidInput` for a kind of noise that is switched off."""
+def noise_of(*, is_on: bool, is_persistent: bool, seed: int | None) -> Noise:
+    """Raises `InvalidInput` for a kind, or a seed, of noise that is switched off."""
     if is_on:
         return "persistent" if is_persistent else "independent"
     if is_persistent:
         raise InvalidInput(
             "--persistent-noise says how forecasts err, and with --no-forecast-noise they do not: "
             "leave one of them out."
+        )
+    if seed is not None:
+        raise InvalidInput(
+            "--seed is of the forecasts' error, and with --no-forecast-noise they have none: leave "
+            "one of them out."
         )
     return "none"
 

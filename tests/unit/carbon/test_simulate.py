@@ -196,6 +196,7 @@ def test_a_grid_that_is_free_of_carbon_leaves_nothing_to_compare_with():
         ("--policy suspend --rho-min 0.4", "--rho-min", "budget"),
         ("--policy now --budget-share 0.4", "--budget-share", "budget"),
         ("--budget-share 0.4", "--budget-share", "budget"),
+        ("--policy now --seed 0", "--seed", "shift, suspend or budget"),
     ],
 )
 def test_options_that_a_policy_ignores_are_refused(tmp_path, options, ignored, wanted):
@@ -207,6 +208,31 @@ def test_options_that_a_policy_ignores_are_refused(tmp_path, options, ignored, w
 def test_noise_that_is_switched_off_has_no_kind(tmp_path):
     error = _refused("--traces", str(tmp_path), "--no-forecast-noise", "--persistent-noise")
     assert "--persistent-noise" in error.message
+
+
+def test_noise_that_is_switched_off_has_no_seed(tmp_path):
+    """Every seed printed the same figures."""
+    error = _refused("--traces", str(tmp_path), "--no-forecast-noise", "--seed", "3")
+    assert error.message == (
+        "--seed is of the forecasts' error, and with --no-forecast-noise they have none: leave one "
+        "of them out."
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "options", "is_heeded"),
+    [
+        *((policy, {}, policy != "now") for policy in ("now", "shift", "suspend", "budget")),
+        ("suspend", {"noise": "none"}, False),
+    ],
+)
+def test_a_seed_is_refused_where_it_changes_nothing(policy, options, is_heeded):
+    grams = [
+        simulate("XX", year(96), 1.0, Fleet(policy=policy, hours=4, slack_h=24, seed=n, **options))
+        for n in (1, 2)
+    ]
+    first, second = (outcome.emissions_g_B.tolist() for outcome in grams)
+    assert (first != second) is is_heeded
 
 
 def test_an_unknown_policy_is_told_before_what_it_ignores(tmp_path):
