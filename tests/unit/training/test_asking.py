@@ -17,13 +17,11 @@ from core.training.generation import decoding_named
 from core.training.hooks import CheckpointRecord, Control, EvaluationRecord, Hook
 from core.training.job import FitJob
 from core.training.loop import fit
-from core.training.methods import method_named
-from core.training.models import fingerprint_of
 from core.training.numerics import Numerics
-from core.training.pricing import price_steps
 from core.training_options import TrainingOptions
+from tests.fixtures.fit_jobs import BFLOAT16, FLOAT32, fit_job, prices_of
 from tests.fixtures.specs import stored_and_read
-from tests.fixtures.tiny_models import Batches, padded_batch, tiny_model
+from tests.fixtures.tiny_models import tiny_model
 
 PROMPTS = [[7, 8, 9], [12, 13]]
 
@@ -47,15 +45,6 @@ class Told(Hook):
         self.checkpoints.append(record)
 
 
-@functools.cache
-def prices() -> Any:
-    return price_steps(tiny_model("opt"))
-
-
-FLOAT32 = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")
-BFLOAT16 = replace(FLOAT32, autocast_dtype=torch.bfloat16, precision="bfloat16 autocast")
-
-
 def job(*, asks: bool = True, numerics: Numerics = FLOAT32) -> FitJob:
     model = tiny_model("opt", dropout=0.2)
     ask = functools.partial(
@@ -66,20 +55,13 @@ def job(*, asks: bool = True, numerics: Numerics = FLOAT32) -> FitJob:
         [["23 91"], ["1"]],
         metrics=["f1"],
         decoding=decoding_named("beam", max_new_tokens=4),
-        forward=prices().forward,
+        forward=prices_of("opt").forward,
     )
-    return FitJob(
+    return fit_job(
+        "opt",
+        TrainingOptions(n_epochs=1),
         model=model,
-        feed=Batches(4),
-        validation=[padded_batch(seed=77)],
-        method=method_named("green"),
-        rho=lambda _step: 0.6,
-        prices=prices(),
-        profile=prices().mean_profile([(3, 12, 0, 12)]),
-        training=TrainingOptions(n_epochs=1),
-        seed=3,
         numerics=numerics,
-        fingerprint=fingerprint_of(model),
         ask=ask if asks else None,
     )
 

@@ -1,7 +1,6 @@
 """Early stopping: when training ends, and whose weights the model then has, to the bit."""
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -12,17 +11,12 @@ from core.training.checkpoint import TrainState, newest_checkpoint
 from core.training.early_stopping import EarlyStopping
 from core.training.evaluate import Evaluation, evaluate
 from core.training.hooks import Control, EvaluationRecord, Hook
-from core.training.job import FitJob
 from core.training.loop import fit
-from core.training.methods import method_named
-from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
-from core.training.pricing import price_steps
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
+from tests.fixtures.fit_jobs import fit_job
 from tests.fixtures.tiny_models import Batches, tiny_model
 
-PLAIN = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")
 BATCHES = 3
 EPOCHS = 9
 
@@ -42,11 +36,6 @@ class Told(Hook):
         self.kept.append(record)
 
 
-@functools.cache
-def _prices():
-    return price_steps(tiny_model("llama"))
-
-
 def _in_another_order(batch):
     """The same answers' tokens at other places: how often each occurs can be learnt from it, and
     is first; which one comes where cannot, and what is learnt of that makes them less likely.
@@ -59,24 +48,20 @@ def _in_another_order(batch):
 
 
 def _job(*, patience=2, rate=3e-2, rho=0.9, method="green", ask=None, **options):
-    model = tiny_model("llama", dropout=0.1)
     feed = Batches(BATCHES)
-    return FitJob(
-        model=model,
+    training = TrainingOptions(
+        **{"n_epochs": EPOCHS, "learning_rate": rate, "schedule": "constant"}
+        | {"early_stopping_patience": patience}
+        | options
+    )
+    return fit_job(
+        "llama",
+        training,
+        model=tiny_model("llama", dropout=0.1),
+        method=method,
+        rho=rho,
         feed=feed,
         validation=[_in_another_order(feed.batch(0, at)) for at in range(BATCHES)],
-        method=method_named(method),
-        rho=lambda _step: rho,
-        prices=_prices(),
-        profile=_prices().mean_profile([(3, 12, 0, 12)]),
-        training=TrainingOptions(
-            **{"n_epochs": EPOCHS, "learning_rate": rate, "schedule": "constant"}
-            | {"early_stopping_patience": patience}
-            | options
-        ),
-        seed=3,
-        numerics=PLAIN,
-        fingerprint=fingerprint_of(model),
         ask=ask,
     )
 

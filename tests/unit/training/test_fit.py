@@ -1,7 +1,6 @@
 """The loop: same bits however often it is stopped, and every FLOP and flag accounted for."""
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -10,19 +9,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from core.errors import ModelUnavailable, NanLoss, OutOfMemory, RhoInfeasible
 from core.training.hooks import Control, Hook
 from core.training.importance import measure_crossed_importance
-from core.training.job import FitJob
 from core.training.loop import fit
-from core.training.methods import method_named
-from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
 from core.training.optimiser import SelectiveAdamW
-from core.training.pricing import price_steps
 from core.training.probing import probe_batches
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
-from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
+from tests.fixtures.fit_jobs import fit_job
+from tests.fixtures.tiny_models import Batches, tiny_model
 
-PLAIN = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")
 BATCHES = 5
 
 
@@ -50,30 +44,16 @@ class Records(Hook):
         self.ends.append(result)
 
 
-@functools.cache
-def _prices(kind):
-    """Of a shape of model, whatever its weights."""
-    return price_steps(tiny_model(kind))
-
-
 def _job(kind="llama", *, method="green", rho=0.6, seed=3, dropout=0.0, model=None, **options):
-    model = model or tiny_model(kind, dropout=dropout)
-    is_pair = kind in PAIRS
-    feed = Batches(BATCHES, is_pair=is_pair)
-    prices = _prices(kind)
     options = {"n_epochs": 2, "gradient_accumulation": 2, "weight_decay": 0.01} | options
-    return FitJob(
-        model=model,
-        feed=feed,
-        validation=[padded_batch(seed=77, is_pair=is_pair)],
-        method=method_named(method),
-        rho=lambda _step: rho,
-        prices=prices,
-        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
-        training=TrainingOptions(**options),
+    return fit_job(
+        kind,
+        TrainingOptions(**options),
+        model=model or tiny_model(kind, dropout=dropout),
+        method=method,
+        rho=rho,
+        n_batches=BATCHES,
         seed=seed,
-        numerics=PLAIN,
-        fingerprint=fingerprint_of(model),
     )
 
 

@@ -1,7 +1,5 @@
 """Frozen matrices in bfloat16 are not seen by any number, and are float32 again in the end."""
 
-import dataclasses
-import functools
 import shutil
 from types import SimpleNamespace
 
@@ -15,20 +13,12 @@ from core.training import frozen_weights
 from core.training.adapters import add_adapters
 from core.training.frozen_weights import FrozenWeights, lowerable
 from core.training.hooks import Control, Hook
-from core.training.job import FitJob
 from core.training.loop import fit
-from core.training.methods import method_named
-from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
-from core.training.pricing import price_steps
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
-from tests.fixtures.tiny_models import CAUSAL, PAIRS, Batches, padded_batch, tiny_model
+from tests.fixtures.fit_jobs import BFLOAT16, FLOAT32, adapter_prices, fit_job
+from tests.fixtures.tiny_models import CAUSAL, PAIRS, padded_batch, tiny_model
 
-BF16 = Numerics(
-    device=torch.device("cpu"), autocast_dtype=torch.bfloat16, precision="bfloat16 autocast"
-)
-FP32 = dataclasses.replace(BF16, autocast_dtype=None, precision="float32")
 KINDS = [*CAUSAL, *PAIRS]
 CASES = [(kind, method) for method in ("green", "green_lora") for kind in KINDS] + [
     (kind, method) for method in ("last_k", "lora", "prefix", "full") for kind in ("llama", "t5")
@@ -53,33 +43,22 @@ class Types(Hook):
         self.losses.append((record.loss, None))
 
 
-@functools.cache
-def _prices(kind):
-    return price_steps(tiny_model(kind))
-
-
-def _job(kind, method, *, numerics=BF16, dropout=0.0, prepare=lambda _model: None, **options):
-    model, prices = tiny_model(kind, dropout=dropout), _prices(kind)
+def _job(kind, method, *, numerics=BFLOAT16, dropout=0.0, prepare=lambda _model: None, **options):
+    model, prices = tiny_model(kind, dropout=dropout), None
     prepare(model)
     if method in ADAPTER_METHODS:
         settings = MethodOptions(target_modules="all-linear") if method == "lora" else None
         model = add_adapters(model, method, settings or MethodOptions(), base_name="tiny", seed=0)
-        trained = [name for name, p in model.named_parameters() if p.requires_grad]
-        prices = price_steps(model).against(prices, trained)
-    is_pair = kind in PAIRS
+        prices = adapter_prices(model, kind)
     options = {"n_epochs": 2, "gradient_accumulation": 2, "selection_interval": 1.0} | options
-    return FitJob(
+    return fit_job(
+        kind,
+        TrainingOptions(**options),
         model=model,
-        feed=Batches(4, is_pair=is_pair),
-        validation=[padded_batch(seed=77, is_pair=is_pair)],
-        method=method_named(method),
-        rho=lambda _step: 0.7,
+        method=method,
+        rho=0.7,
         prices=prices,
-        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
-        training=TrainingOptions(**options),
-        seed=3,
         numerics=numerics,
-        fingerprint=fingerprint_of(model),
     )
 
 
@@ -231,7 +210,7 @@ def test_originals_leave_half_of_the_disk_to_others(monkeypatch, tmp_path):
 
 
 def test_in_float32_nothing_is_lowered():
-    found = _run(_job("llama", "green_lora", numerics=FP32))
+    found = _run(_job("llama", "green_lora", numerics=FLOAT32))
     assert {dtype for types in found.seen for dtype in types.values()} == {torch.float32}
 
 

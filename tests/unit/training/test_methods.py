@@ -28,22 +28,20 @@ from core.training.blocks import blocks_from_the_loss
 from core.training.export import save_model
 from core.training.hooks import Control, Hook
 from core.training.importance import needs_probes, rank_tensors
-from core.training.job import FitJob
 from core.training.loop import fit
 from core.training.methods import SelectionPoint, adapters_of, method_named
 from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
 from core.training.optimiser import SelectiveAdamW
 from core.training.pricing import price_steps, profile_shape
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
+from tests.fixtures.fit_jobs import adapter_prices, fit_job, prices_of
 from tests.fixtures.specs import stored_and_read
-from tests.fixtures.tiny_models import PAIRS, Batches, padded_batch, tiny_model
+from tests.fixtures.tiny_models import PAIRS, padded_batch, tiny_model
 
 # PEFT asks transformers 5 for an attribute by its old name, inside its own forward passes too
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-PLAIN = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")
 OPTIONS = MethodOptions(r=2, n_virtual_tokens=3)
 ADAPTERS = ("lora", "prefix", "green_lora")
 
@@ -54,13 +52,7 @@ def _adapted(kind, method, **options):
 
 @functools.cache
 def _prices(kind, method):
-    plain = price_steps(tiny_model(kind))
-    if method not in ADAPTERS:
-        return plain
-    model = _adapted(kind, method)
-    return price_steps(model).against(
-        plain, [n for n, p in model.named_parameters() if p.requires_grad]
-    )
+    return adapter_prices(_adapted(kind, method), kind) if method in ADAPTERS else prices_of(kind)
 
 
 def _job(kind, method, *, rho=0.7, options=OPTIONS, importance="importance", **training):
@@ -68,18 +60,14 @@ def _job(kind, method, *, rho=0.7, options=OPTIONS, importance="importance", **t
     fingerprint = fingerprint_of(model)
     if method in ADAPTERS:
         model = add_adapters(model, method, options, base_name="tiny", seed=5)
-    prices, is_pair = _prices(kind, method), kind in PAIRS
-    return FitJob(
+    return fit_job(
+        kind,
+        TrainingOptions(**({"n_epochs": 2} | training)),
         model=model,
-        feed=Batches(4, is_pair=is_pair),
-        validation=[],
         method=method_named(method, options),
-        rho=lambda _step: rho,
-        prices=prices,
-        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
-        training=TrainingOptions(**({"n_epochs": 2} | training)),
-        seed=3,
-        numerics=PLAIN,
+        rho=rho,
+        prices=_prices(kind, method),
+        validation=[],
         fingerprint=fingerprint,
         importance=importance,
     )

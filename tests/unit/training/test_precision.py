@@ -1,7 +1,6 @@
 """bfloat16 autocast over float32 weights: near float32's numbers, and as repeatable."""
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -10,20 +9,13 @@ from core.errors import InvalidInput
 from core.training.checkpoint import newest_checkpoint
 from core.training.evaluate import evaluate
 from core.training.hooks import Control, Hook
-from core.training.job import FitJob
 from core.training.loop import fit
-from core.training.methods import method_named
-from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
-from core.training.pricing import price_steps
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
-from tests.fixtures.tiny_models import CAUSAL, PAIRS, Batches, padded_batch, tiny_model
+from tests.fixtures.fit_jobs import BFLOAT16, FLOAT32, fit_job
+from tests.fixtures.tiny_models import CAUSAL, PAIRS, padded_batch, tiny_model
 
-CPU = torch.device("cpu")
-FP32 = Numerics(device=CPU, autocast_dtype=None, precision="float32")
-BF16 = Numerics(device=CPU, autocast_dtype=torch.bfloat16, precision="bfloat16 autocast")
 #: bfloat16 has 8 bits; the tiny models' losses are about ln(97)
 ROUNDING = 2e-2
 
@@ -42,28 +34,14 @@ class Told(Hook):
         self.selections.append(record)
 
 
-@functools.cache
-def _prices(kind):
-    return price_steps(tiny_model(kind))
-
-
-def _job(kind="llama", *, numerics=BF16, method="green", reuse=None, dropout=0.0, **options):
-    is_pair = kind in PAIRS
-    model = tiny_model(kind, dropout=dropout)
-    prices = _prices(kind)
+def _job(kind="llama", *, numerics=BFLOAT16, method="green", reuse=None, dropout=0.0, **options):
     options = {"n_epochs": 2, "gradient_accumulation": 2, "selection_interval": 2.0} | options
-    return FitJob(
-        model=model,
-        feed=Batches(4, is_pair=is_pair),
-        validation=[padded_batch(seed=77, is_pair=is_pair)],
-        method=method_named(method),
-        rho=lambda _step: 0.6,
-        prices=prices,
-        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
-        training=TrainingOptions(**options),
-        seed=3,
+    return fit_job(
+        kind,
+        TrainingOptions(**options),
+        model=tiny_model(kind, dropout=dropout),
+        method=method,
         numerics=numerics,
-        fingerprint=fingerprint_of(model),
         reuse=reuse,
     )
 
@@ -86,7 +64,7 @@ def _pause_before(step):
 def test_loss_and_gradients_are_near_float32s_and_weights_stay_float32(kind):
     model, batch = tiny_model(kind).eval(), padded_batch(is_pair=kind in PAIRS)
     found = []
-    for numerics in (FP32, BF16):
+    for numerics in (FLOAT32, BFLOAT16):
         step = LossStep(model, autocast_dtype=numerics.autocast_dtype)
         inputs = step.inputs(batch)
         model.zero_grad()
@@ -104,7 +82,7 @@ def test_loss_and_gradients_are_near_float32s_and_weights_stay_float32(kind):
 
 
 def test_a_run_learns_like_float32s_and_chooses_what_it_chooses():
-    (plain, told_plain), (rounded, told) = (_run(_job(numerics=n)) for n in (FP32, BF16))
+    (plain, told_plain), (rounded, told) = (_run(_job(numerics=n)) for n in (FLOAT32, BFLOAT16))
     assert rounded.validation_loss == pytest.approx(plain.validation_loss, rel=ROUNDING)
     assert rounded.flops == pytest.approx(plain.flops, rel=0.05)
     measured, expected = told.selections[0].importance, told_plain.selections[0].importance
@@ -154,12 +132,12 @@ def test_a_checkpoint_keeps_its_precision_and_refuses_another(tmp_path):
     fit(_job(), checkpoints=tmp_path, control=_pause_before(1))
     assert newest_checkpoint(tmp_path).state.precision == "bf16"
     with pytest.raises(InvalidInput, match="was computed in bf16, not in fp32") as caught:
-        fit(_job(numerics=FP32), checkpoints=tmp_path)
+        fit(_job(numerics=FLOAT32), checkpoints=tmp_path)
     assert caught.value.param == "green.training.precision"
 
 
 def test_a_record_of_the_precision_and_its_probe_opens_the_run():
-    numerics = dataclasses.replace(BF16, probe="256x512x512 products: float32 1 ms")
+    numerics = dataclasses.replace(BFLOAT16, probe="256x512x512 products: float32 1 ms")
     _, told = _run(_job(numerics=numerics))
     assert told.starts[0].precision == "bfloat16 autocast"
     assert told.starts[0].probe == numerics.probe

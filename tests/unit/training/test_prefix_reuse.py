@@ -1,7 +1,6 @@
 """Runs with stored hidden states: the same bits as without, fewer FLOPs, exactly counted."""
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -10,18 +9,14 @@ from core.data.batches import BatchPlan, collate
 from core.data.tokens import Sample
 from core.training.hooks import Control, Hook
 from core.training.interval import NOTHING_SPARED, min_rho
-from core.training.job import FitJob
 from core.training.loop import fit
 from core.training.methods import Choice
-from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
 from core.training.prefix import PrefixReuse
 from core.training.prefix_layout import find_layout
-from core.training.pricing import price_steps
 from core.training_options import TrainingOptions
+from tests.fixtures.fit_jobs import fit_job
 from tests.fixtures.tiny_models import CAUSAL, PAIRS, VOCABULARY, padded_batch, tiny_model
 
-PLAIN = Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32")
 EXACT = PrefixReuse(memory_bytes=1 << 24)
 N_SAMPLES, BATCH_SIZE = 11, 3
 
@@ -91,28 +86,17 @@ class Scripted:
         return Choice(names=tuple(names), rho=0.5, rho_planned=0.5, importance=None)
 
 
-@functools.cache
-def _prices(kind):
-    return price_steps(tiny_model(kind))
-
-
 def _job(kind, *, reuse=EXACT, is_fixed=False, method=None, dropout=0.0, **options):
     is_pair = kind in PAIRS
-    model = tiny_model(kind, dropout=dropout)
-    prices = _prices(kind)
     options = {"n_epochs": 3, "gradient_accumulation": 2, "learning_rate": 1e-2} | options
-    return FitJob(
-        model=model,
+    return fit_job(
+        kind,
+        TrainingOptions(**{"selection_interval": 50.0} | options),
+        model=tiny_model(kind, dropout=dropout),
+        method=method or Scripted([_upper(kind)]),
+        rho=0.5,
         feed=Regrouped(is_pair=is_pair, is_fixed=is_fixed),
         validation=[padded_batch(seed=7, is_pair=is_pair)],
-        method=method or Scripted([_upper(kind)]),
-        rho=lambda _step: 0.5,
-        prices=prices,
-        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
-        training=TrainingOptions(**{"selection_interval": 50.0} | options),
-        seed=3,
-        numerics=PLAIN,
-        fingerprint=fingerprint_of(model),
         reuse=reuse,
     )
 

@@ -12,12 +12,9 @@ from core.spec import GreenOptions, JobSpec, MethodOptions
 from core.training.adapters import add_adapters
 from core.training.hooks import Hook
 from core.training.importance import measure_importance
-from core.training.job import FitJob
 from core.training.loop import fit
 from core.training.low_rank import LowRankLinear
 from core.training.methods import method_named
-from core.training.models import fingerprint_of
-from core.training.numerics import Numerics
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import PrefixReuse
 from core.training.pricing import price_steps, profile_shape
@@ -25,7 +22,8 @@ from core.training.probing import draw_probes, measure
 from core.training.recompute import blocks_of, recomputing
 from core.training.step import LossStep
 from core.training_options import TrainingOptions
-from tests.fixtures.tiny_models import CAUSAL, PAIRS, Batches, padded_batch, tiny_model
+from tests.fixtures.fit_jobs import adapter_prices, fit_job
+from tests.fixtures.tiny_models import CAUSAL, PAIRS, padded_batch, tiny_model
 
 ALL = [*CAUSAL, *PAIRS]
 
@@ -176,21 +174,16 @@ def _selection(job):
 
 
 def _probed_job(model, method, *, runs_again):
-    names = [name for name, p in model.named_parameters() if p.requires_grad]
-    prices = price_steps(model).against(price_steps(tiny_model("llama")), names)
-    return FitJob(
+    return fit_job(
+        "llama",
+        TrainingOptions(n_epochs=1, max_steps=1),
         model=model,
-        feed=Batches(2, is_pair=False),
+        method=method,
+        rho=0.8,
+        prices=adapter_prices(model, "llama"),
+        n_batches=2,
         validation=[],
-        method=method_named(method),
-        rho=lambda _step: 0.8,
-        prices=prices,
-        profile=prices.mean_profile([(3, 12, 0, 12)]),
         probe_prices=price_steps(model, recomputes=True) if runs_again else None,
-        training=TrainingOptions(n_epochs=1, max_steps=1),
-        seed=3,
-        numerics=Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32"),
-        fingerprint=fingerprint_of(model),
     )
 
 
@@ -209,20 +202,15 @@ def test_adapters_inside_blocks_get_the_same_gradients():
 
 
 def _job(kind, *, recomputes, reuse):
-    model, is_pair = tiny_model(kind, dropout=0.2), kind in PAIRS
-    prices = price_steps(model, recomputes=recomputes)
-    return FitJob(
+    model = tiny_model(kind, dropout=0.2)
+    return fit_job(
+        kind,
+        TrainingOptions(n_epochs=3, gradient_checkpointing=recomputes),
         model=model,
-        feed=Batches(3, is_pair=is_pair),
-        validation=[],
         method=method_named("last_k", MethodOptions(k=1)),
-        rho=lambda _step: 0.6,
-        prices=prices,
-        profile=prices.mean_profile([(3, 12, 7 * is_pair, 12)]),
-        training=TrainingOptions(n_epochs=3, gradient_checkpointing=recomputes),
-        seed=3,
-        numerics=Numerics(device=torch.device("cpu"), autocast_dtype=None, precision="float32"),
-        fingerprint=fingerprint_of(model),
+        prices=price_steps(model, recomputes=recomputes),
+        n_batches=3,
+        validation=[],
         reuse=reuse,
     )
 
