@@ -31,6 +31,7 @@ from typing import Any, Final
 
 from core.errors import Conflict, StartRefused
 from core.jobs.records import Hyperparameters
+from core.option_names import option_of
 from core.spec import JobSpec
 from core.training.hooks import Hook, StartRecord, StepRecord, ValidationRecord
 from worker.whole_files import append_whole, write_whole
@@ -130,9 +131,10 @@ class LocalFolder:
             write_whole(job, json.dumps(written, indent=1))
             return datetime.fromisoformat(since)
         # options that came after the folder have their defaults
-        if JobSpec.from_dict(found["spec"]).to_dict() != asked or found["data_sha256"] != hashes:
+        held = JobSpec.from_dict(found["spec"]).to_dict()
+        if held != asked or found["data_sha256"] != hashes:
             raise Conflict(
-                f"{self.path} holds a job with {_difference(found['spec'], asked)}; choose "
+                f"{self.path} holds a job with {_difference(held, asked)}; choose "
                 "another --out, or repeat that job's options to continue it."
             )
         return datetime.fromisoformat(found["submitted_at"])
@@ -225,11 +227,18 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+def _difference(found: dict[str, Any], asked: dict[str, Any], at: str = "") -> str:
+    """``at``: the path to both in their specs."""
     for key, value in asked.items():
         other = found.get(key)
         if isinstance(value, dict) and isinstance(other, dict) and value != other:
-            return _difference(other, value)
+            return _difference(other, value, f"{at}{key}.")
         if other != value:
-            return f"{key} {other!r}, not {value!r}"
+            return f"{_typed(at + key)} {other!r}, not {value!r}"
     return "other data"
+
+
+def _typed(path: str) -> str:
+    """The option that sets this field of a spec; of the others their own name."""
+    fields = (f"green.{path}", path.replace("training.", "hyperparameters.", 1), path)
+    return next(filter(None, map(option_of, fields)), path)

@@ -334,8 +334,8 @@ def _require_columns(file: str, found: list[str], columns: tuple[str, ...]) -> N
     if missing:
         raise DataInvalid(
             f"{file} has no column {missing[0]!r}; its columns are: "
-            f"{', '.join(map(_printable, found)) or 'none'}. Say which to use with columns, such "
-            f"as columns src=document."
+            f"{', '.join(map(_printable, found)) or 'none'}. Say which to use with "
+            "green.task.columns, such as src=document."
         )
 
 

@@ -132,7 +132,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(job, straight, number,
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--batch-size", "8"], "batch_size None, not 8"),
+        (["--batch-size", "8"], "--batch-size None, not 8"),
         (["--rho", "0.01", "--out-other"], "rho 0.01 is not feasible"),
         (["--zone", "NOWHERE", "--out-other"], "NOWHERE"),
         (["--method", "magic", "--out-other"], "--method must be one of"),

@@ -66,7 +66,7 @@ def test_questions_from_parquet(tmp_path: Path, tiny_model: Path, tables: tuple[
     assert run(tmp_path, *arguments).returncode == 0
     other = run(tmp_path, *arguments[:-1], "6")
     assert other.returncode != 0
-    assert "max_new_tokens" in other.stderr
+    assert "holds a job with --eval-new-tokens 5, not 6" in other.stderr
 
 
 @pytest.mark.parametrize(

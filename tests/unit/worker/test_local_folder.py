@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from core.errors import Conflict, StartRefused
-from core.spec import JobSpec
+from core.spec import GreenOptions, JobSpec, MethodOptions, TaskOptions
 from core.training.hooks import StepRecord, ValidationRecord
+from core.training_options import TrainingOptions
 from tests.fixtures.full_disk import full_disk
 from tests.fixtures.hook_records import start_record
 from worker.__main__ import main
@@ -44,6 +46,33 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path):
         LocalFolder(path=tmp_path / "file" / "out").held(),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training": TrainingOptions(batch_size=8)}, "--batch-size None, not 8"),
+        ({"training": TrainingOptions(max_steps=2)}, "--max-steps None, not 2"),
+        ({"green": GreenOptions(rho=0.5)}, "--rho 0.7, not 0.5"),
+        (
+            {"green": GreenOptions(rho=0.7, method="lora", options=MethodOptions(r=4))},
+            "--method 'green', not",
+        ),
+        ({"task": TaskOptions(name="piqa")}, "--task None, not"),
+        ({"seed": 3}, "--seed 0, not 3"),
+        ({"training_file": "b.jsonl"}, "training_file 'a.jsonl', not 'b.jsonl'"),
+    ],
+)
+def test_another_job_is_told_from_the_folder_s_by_its_option(
+    tmp_path: Path, changes: dict[str, Any], told: str
+):
+    folder = LocalFolder(path=tmp_path)
+    spec = JobSpec(model="m", training_file="a.jsonl", green=GreenOptions(rho=0.7))
+    folder.begin(spec, [])
+    folder.settle_rho(lambda: 0.7)
+    folder.begin(spec, [])
+    with pytest.raises(Conflict, match=f"holds a job with {told}"):
+        folder.begin(replace(spec, **changes), [])
 
 
 def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path):
