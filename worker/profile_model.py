@@ -17,7 +17,7 @@ from rich.table import Table
 
 from core.errors import InvalidInput, ModelUnsupported
 from core.settings import Settings
-from core.spec import ADAPTER_METHODS, RANKING_METHODS, GreenOptions
+from core.spec import ADAPTER_METHODS, GreenOptions
 from core.training.adapters import add_adapters
 from core.training.costs import FlopsProfile
 from core.training.memory import MemoryEstimate, estimate
@@ -139,7 +139,7 @@ def profile_model(
             names = [n for n, parameter in model.named_parameters() if parameter.requires_grad]
             own = profile_shape(model, shape).limited(names, full_flops=profile.full_flops)
         choice = _choice(green, model, own, rho)
-        ranked = own.trainable if green.method in RANKING_METHODS else ()
+        ranked = () if choice.importance is None else own.trainable
         plan_memory = memory(model, choice.names, candidates=ranked)
         if ranked and plan_memory is not None:
             saving_memory = memory(

@@ -170,6 +170,17 @@ def test_the_table_names_the_parts_of_the_plan(tiny_model):
     assert "blocks run again" in out.getvalue()
 
 
+@pytest.mark.parametrize(("method", "rho"), [("green", 1.0), ("green_lora", 0.99)])
+def test_where_rho_pays_for_everything_no_memory_of_selecting_is_told(tiny_model, method, rho):
+    """Jobs measure nothing then."""
+    found, out = _profile(tiny_model, rho=rho, method=method), io.StringIO()
+    assert found.choice.importance is None
+    assert found.to_dict()["plan"]["selecting_bytes"] is None
+    assert found.plan_memory.selecting_bytes == 0
+    print_profile(found, Console(file=out, width=120))
+    assert "selecting" not in out.getvalue()
+
+
 def test_a_large_model_is_told_in_gib_without_its_weights(tmp_path):
     transformers.OPTConfig(
         hidden_size=2560, ffn_dim=10240, num_attention_heads=32, num_hidden_layers=4
