@@ -271,6 +271,7 @@ def train(
         numerics=numerics,
         fingerprint=prepared.loaded.fingerprint,
         importance=green.importance,
+        wants_curve=green.is_planned,
         ask=prepared.ask if prepared.exam else None,
         selections=selections,
         reuse=prepared.reuse,

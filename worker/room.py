@@ -87,6 +87,7 @@ def expected_memory(
             rho=rho,
             elements=job.ranked_elements,
             rate=job.peak_learning_rates,
+            wants_curve=job.wants_curve,
         )
         return estimate(
             job.model,

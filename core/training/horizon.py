@@ -120,6 +120,7 @@ def choose(
     measuring_share: float = 0.0,
     elements: Mapping[str, int] = MappingProxyType({}),
     rate: LearningRate = at_one_rate,
+    wants_curve: bool = False,
 ) -> Horizon:
     """Interval and selection after ``step`` steps.
 
@@ -129,7 +130,7 @@ def choose(
             and the share is then exceeded by the rest.
         measuring_share: what was measured once for the whole job, as a share of its full
             fine-tuning; paid alike.
-        elements, rate: as `SelectionPoint`'s.
+        elements, rate, wants_curve: as `SelectionPoint`'s.
 
     Raises:
         RhoInfeasible: no interval pays for anything.
@@ -152,6 +153,7 @@ def choose(
             paid=_overhead(method, profile, spared, rho, measuring_share),
             elements=elements,
             rate=rate,
+            wants_curve=wants_curve,
         )
         try:
             choice = method.choose(point)

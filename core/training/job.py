@@ -47,6 +47,7 @@ class FitJob:
             memory; None: in steps like the others.
         fingerprint: of the base model; a checkpoint of another is refused.
         importance: what the method ranks tensors by.
+        wants_curve: as `core.training.methods.SelectionPoint`'s: the share may become another.
         selections: further steps at which to select, beside the interval's.
         reuse: what may be stored of the forward pass below the trained tensors; None: nothing is.
         memory_estimate_bytes: what the device must hold; None: was not estimated.
@@ -65,6 +66,7 @@ class FitJob:
     numerics: Numerics
     fingerprint: str
     importance: ImportanceName = "importance"
+    wants_curve: bool = False
     reuse: PrefixReuse | None = None
     probe_prices: StepPrices | None = None
     memory_estimate_bytes: int | None = None

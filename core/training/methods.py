@@ -43,7 +43,8 @@ class SelectionPoint:
     importance is measured now or not. ``elements``: of every tensor, where importance
     is an expected loss drop and tensors are ranked by what that is worth (`ranking`); empty: by
     importance as it is. ``rate``: at which a share is trained, for comparing shares; where costs
-    are no FLOPs, their shares stand in for the FLOPs' in it.
+    are no FLOPs, their shares stand in for the FLOPs' in it. ``wants_curve``: importance is to be
+    measured even where there is nothing to choose, for what other shares would buy.
     """
 
     profile: FlopsProfile
@@ -54,6 +55,7 @@ class SelectionPoint:
     paid: float = 0.0
     elements: Mapping[str, int] = field(default_factory=dict)
     rate: LearningRate = at_one_rate
+    wants_curve: bool = False
 
     @property
     def step_rho(self) -> float:
@@ -61,11 +63,12 @@ class SelectionPoint:
         return self.rho - self.overhead
 
     @property
-    def pays_for_everything(self) -> bool:
+    def needs_no_importance(self) -> bool:
         """Nothing is left to choose: steps that train all there is keep the share."""
         profile = self.profile
         flops = mean_flops(profile, profile.trainable, self.spared)
-        return flops <= (self.rho - self.paid) * profile.full_flops
+        pays_for_everything = flops <= (self.rho - self.paid) * profile.full_flops
+        return pays_for_everything and not self.wants_curve
 
     def rate_of(self, share: float) -> float:
         return float(self.rate(np.array([share]))[0])
@@ -159,7 +162,7 @@ class Green:
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no set fits."""
-        if point.pays_for_everything and not self.is_efficient:
+        if point.needs_no_importance and not self.is_efficient:
             return _everything(point)
         profile, choice = point.profile, _chosen(point, self.is_efficient)
         is_full_best = choice.full_ratio is not None and choice.full_ratio >= NEAR
@@ -204,7 +207,7 @@ class GreenLora:
 
     def choose(self, point: SelectionPoint) -> Choice:
         """Raises RhoInfeasible when no adapter fits."""
-        if point.pays_for_everything and not self.is_efficient:
+        if point.needs_no_importance and not self.is_efficient:
             return _everything(point)
         adapters = adapters_of(point.profile)
         chosen = _chosen(self._grouped(point), self.is_efficient)

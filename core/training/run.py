@@ -175,6 +175,7 @@ class Run:
             measuring_share=self._budget.measuring_share,
             elements=self._job.ranked_elements,
             rate=self._job.peak_learning_rates,
+            wants_curve=self._job.wants_curve,
         )
         choice, point = found.choice, in_flops(self._job, found, self._state.step)
         measured_rate = self._learning_rate

@@ -22,9 +22,10 @@ from core.training.prefix import PrefixReuse, loss_step, spared_by_reuse
 from core.training.rates import Meter
 from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep, needs_mask
+from tests.fixtures.fit_jobs import prices_of
 from tests.fixtures.rates import RATES
 from tests.fixtures.tiny_models import Batches
-from tests.unit.training.test_fit import Records, _job, _prices, _stop_before, _weights
+from tests.unit.training.test_fit import Records, _job, _stop_before, _weights
 
 #: elements of the scratch tensor that the optimiser's price is measured on: whole rows
 _COLUMNS = 256
@@ -337,4 +338,4 @@ def test_a_real_clock_will_do():
     assert rates.forward > 0
     assert rates.duration_s > 0
     assert result.outcome == "finished"
-    assert _prices("llama") is job.prices
+    assert prices_of("llama") is job.prices

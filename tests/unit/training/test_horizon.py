@@ -16,8 +16,9 @@ from core.training.loop import fit
 from core.training.methods import method_named
 from core.training.prefix import PrefixReuse, spared_by_reuse
 from core.training.step import LossStep
+from tests.fixtures.fit_jobs import prices_of
 from tests.fixtures.tiny_models import Batches, tiny_model
-from tests.unit.training.test_prefix_reuse import Regrouped, Steps, _job, _prices
+from tests.unit.training.test_prefix_reuse import Regrouped, Steps, _job
 
 SPARED = Spared(boundary={}, flops=(1.0,))
 
@@ -48,7 +49,7 @@ def _spared(kind):
     step = LossStep(model)
     batches = [feed.batch(0, at) for at in range(feed.batches_per_epoch)]
     shapes = [step.inputs(batch).shape for batch in batches]
-    return spared_by_reuse(model, shapes, _prices(kind).forward), shapes
+    return spared_by_reuse(model, shapes, prices_of(kind).forward), shapes
 
 
 def _green(kind="llama", *, rho, is_efficient=False, **options):
@@ -59,7 +60,7 @@ def _green(kind="llama", *, rho, is_efficient=False, **options):
         method=method_named("green", is_efficient=is_efficient),
         **{"selection_interval": None, "n_epochs": 4, "gradient_accumulation": 1} | options,
     )
-    profile = _prices(kind).mean_profile(shapes)
+    profile = prices_of(kind).mean_profile(shapes)
     return dataclasses.replace(job, profile=profile, rho=lambda _step: rho)
 
 

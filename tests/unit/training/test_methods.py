@@ -181,8 +181,16 @@ def test_where_rho_pays_for_everything_nothing_is_measured(method, same_as):
         assert set(record.names) == set(job.profile.trainable)
         assert (record.importance, record.quality_curve, record.unpaid_share) == (None, (), 0)
     assert len(seen.records) == 2  # a share that falls is to be noticed
-    less = fit(_job("llama", method, rho=share * 0.999, **rate))
-    assert less.selection_flops > 0
+    less = _job("llama", method, rho=share * 0.999, **rate)
+    assert fit(less).selection_flops > 0
+
+
+@pytest.mark.parametrize("method", ["green", "green_lora"])
+def test_a_plan_is_told_the_curve_where_rho_pays_for_everything(method):
+    seen = Selections()
+    job = dataclasses.replace(_job("llama", method, rho=1.0), wants_curve=True)
+    assert fit(job, hooks=[seen]).selection_flops > 0
+    assert all(record.quality_curve for record in seen.records)
 
 
 @pytest.mark.parametrize("name", METHODS)
