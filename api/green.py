@@ -36,6 +36,7 @@ def green_summary(record: JobRecord, *, pue: float) -> dict[str, Any]:
         "rho_measured": progress.rho_measured,
         "training": _own_options(record),
         "task": None if record.spec.task is None else asdict(record.spec.task),
+        "eval": None if record.spec.eval is None else asdict(record.spec.eval),
         "progress": {
             "step": progress.step,
             "total_steps": progress.total_steps,

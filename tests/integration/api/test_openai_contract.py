@@ -140,6 +140,18 @@ def test_every_optional_may_be_null(client: openai.OpenAI, chat_lines: Lines) ->
     assert job.green["rho"] == 0.7
 
 
+def test_a_job_tells_the_questions_that_it_was_given(
+    client: openai.OpenAI, chat_lines: Lines
+) -> None:
+    file_id = upload(client, chat_lines(12)).id
+    assert submit(client, file_id).green["eval"] is None
+    asked = {"green": {"eval": {"metrics": ["f1"], "max_examples": 7}}}
+    job = submit(client, file_id, validation_file=file_id, extra_body=asked)
+    told = {"metrics": ["f1"], "max_examples": 7, "decoding": "greedy", "max_new_tokens": None}
+    assert job.green["eval"] == told
+    assert client.fine_tuning.jobs.retrieve(job.id).green["eval"] == told
+
+
 def test_job_refusals(client: openai.OpenAI, rival: openai.OpenAI, chat_lines: Lines) -> None:
     file_id = upload(client, chat_lines(12)).id
     foreign = upload(rival, chat_lines(12)).id
