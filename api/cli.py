@@ -33,17 +33,26 @@ from migrations import upgrade
 HANDED_OVER = {
     "worker": "Join as a worker: claim jobs and train them.",
     "run": "Fine-tune on a file, with no server.",
-    "profile": "Show a model's feasible rho and the plan for one, from its config alone.",
+    "profile": "Show a model's feasible rho and a plan, from its config.",
     "simulate": "Replay carbon policies on recorded intensities.",
     "demo-data": "Write the demo's data set.",
     "ask": "Ask a model questions from a file.",
-    "beat": "Ask for sweeps only, for deployments that run the clock on its own.",
+    "beat": "Be the clock alone: ask for sweeps, train nothing.",
     "beat-health": "Exit 0 if this host's clock has reached the broker lately.",
     "worker-health": "Exit 0 if this host's worker is alive.",
 }
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-keys_app = typer.Typer(no_args_is_help=True, help="API keys, straight in the database.")
+# help as plain text: rich's table cuts the names of long options short
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Carbon-aware fine-tuning of language models: the service, its client, and one machine.",
+)
+keys_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="API keys, straight in the database."
+)
 app.add_typer(keys_app, name="keys")
 
 Json = Annotated[bool, typer.Option("--json", help="Print the server's JSON.")]
@@ -64,7 +73,10 @@ def serve(
     port: Annotated[int | None, typer.Option(help="0: any free port [GREENTUNE_PORT].")] = None,
     worker: Annotated[bool, typer.Option(help="Train on this machine too.")] = True,
 ) -> None:
-    """Run the whole service here: API, worker, embedded broker and database."""
+    """Run the whole service here.
+
+    API, worker, embedded broker and database, out of the folder GREENTUNE_HOME.
+    """
     from api.serve import serve as run  # noqa: PLC0415  the web stack, for this command only
 
     given = {name: v for name, v in (("host", host), ("port", port)) if v is not None}
@@ -97,7 +109,10 @@ def demo(
         bool | None, typer.Option(help="Serve on when done (default: in a terminal).")
     ] = None,
 ) -> None:
-    """The main job end to end on this machine: data in, tuned model and emissions report out."""
+    """The main job end to end on this machine.
+
+    Data in, tuned model and emissions report out.
+    """
     from api.demo import run_demo  # noqa: PLC0415  as in serve
 
     keep_serving = out.is_terminal if keep is None else keep
@@ -106,13 +121,15 @@ def demo(
 
 @keys_app.command("create")
 def keys_create(
-    name: str,
+    name: Annotated[str, typer.Argument(help="What the list calls it.")],
     tenant: Annotated[str | None, typer.Option(help="[GREENTUNE_ORGANIZATION]")] = None,
     scope: Annotated[
-        list[str] | None, typer.Option(help="files, jobs, models or admin; repeatable.")
+        list[str] | None,
+        typer.Option(help="files, jobs, models or admin; repeatable; default: all."),
     ] = None,
     days: Annotated[
-        int | None, typer.Option(min=1, max=LONGEST.days, help="Valid for so many days.")
+        int | None,
+        typer.Option(min=1, max=LONGEST.days, help="Valid for so many days; default: for ever."),
     ] = None,
 ) -> None:
     """Create a key and print it, alone: it cannot be shown again."""
@@ -176,17 +193,35 @@ def estimate(
     ] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Instead of a file.")] = None,
     model: Annotated[str, typer.Option(help="Base model or a fine-tuned one.")] = DEMO_MODEL,
-    epochs: Annotated[int | None, typer.Option(min=1, max=50)] = None,
-    rho: Annotated[list[float] | None, typer.Option(help="Repeatable.")] = None,
-    start: Annotated[list[float] | None, typer.Option(help="Hours from now; repeatable.")] = None,
-    zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=50,
+            help="Default: 1 from 200 examples on, 2 below; of --tokens, 1.",
+        ),
+    ] = None,
+    rho: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of full FLOPs; repeatable; default: seven from .35 to 1."),
+    ] = None,
+    start: Annotated[
+        list[float] | None,
+        typer.Option(help="Hours from now; repeatable; default: six from 0 to 24."),
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Grid zone, such as FR; default: the server's.")
+    ] = None,
     deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
     html: Annotated[
         Path | None, typer.Option(help="Save a page with the Pareto picture.", dir_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Energy, grams, finish and quality of a job for several rho and starts. Uploads nothing."""
+    """What a job would cost, for several rho and starts.
+
+    Energy, grams, finish and expected quality; uploads nothing.
+    """
     if (file is None) == (tokens is None):
         raise InvalidInput("Name a file, or say how many --tokens; one of them.")
     n_tokens, n_epochs = (tokens, 1) if file is None else amount_of(file)
@@ -212,7 +247,10 @@ def estimate(
 
 
 @app.command()
-def jobs(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20, as_json: Json = False) -> None:
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="So many at most.")] = 20,
+    as_json: Json = False,
+) -> None:
     """List jobs, newest first."""
     with server() as client:
         page = client.get("/v1/fine_tuning/jobs", limit=limit)
@@ -236,8 +274,13 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=1000)] = 20, as_json: Jso
 
 
 @app.command("watch")
-def watch_job(job_id: Annotated[str, typer.Argument(metavar="JOB")]) -> None:
-    """Follow a job to its end; exit status 0 only if it succeeded."""
+def watch_job(
+    job_id: Annotated[str, typer.Argument(metavar="JOB", help="Its id, as `jobs` lists it.")],
+) -> None:
+    """Follow a job to its end.
+
+    Exit status 0 only if it succeeded.
+    """
     with server() as client:
         follow_to_the_end(client, job_id, out)
 

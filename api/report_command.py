@@ -31,7 +31,9 @@ out = Console()
 
 
 def report(
-    job_id: Annotated[str | None, typer.Argument(metavar="JOB")] = None,
+    job_id: Annotated[
+        str | None, typer.Argument(metavar="JOB", help="Its id, as `jobs` lists it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the server's JSON.")] = False,
     check: Annotated[
         bool,
@@ -42,17 +44,29 @@ def report(
         Path | None, typer.Option(help="Save codecarbon's columns here.", dir_okay=False)
     ] = None,
     fleet: Annotated[bool, typer.Option("--fleet", help="All jobs instead of one.")] = False,
-    start: Annotated[str | None, typer.Option(help=f"--fleet: {_MOMENT}")] = None,
-    end: Annotated[str | None, typer.Option(help="--fleet: likewise.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help=f"--fleet: {_MOMENT} Default: 30 days before the end.")
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="--fleet: likewise; default: now.")] = None,
     group_by: Annotated[
-        list[str] | None, typer.Option(help=f"--fleet: {', '.join(get_args(GroupBy))}; repeatable.")
+        list[str] | None,
+        typer.Option(
+            help=f"--fleet: {', '.join(get_args(GroupBy))}; repeatable; default: zone, and with "
+            "--all-tenants tenant too."
+        ),
     ] = None,
     all_tenants: Annotated[
         bool,
-        typer.Option("--all-tenants", help="--fleet: every tenant's, straight from the database."),
+        typer.Option(
+            "--all-tenants",
+            help="--fleet: every tenant's, straight from the database; needs --start.",
+        ),
     ] = False,
 ) -> None:
-    """A job's energy and emissions beside full fine-tuning's, or all jobs' (--fleet)."""
+    """A job's energy and emissions, or all jobs' (--fleet).
+
+    Beside what full fine-tuning would have taken.
+    """
     if fleet == (job_id is not None):
         raise InvalidInput("Name a job, or ask for all of them with --fleet.")
     of_fleet = {"--start": start, "--end": end, "--group-by": group_by}

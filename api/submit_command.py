@@ -39,10 +39,21 @@ def submit(
     validation: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out examples.")
     ] = None,
-    rho: Annotated[str | None, typer.Option(help="Share of full FLOPs, auto or efficient.")] = None,
-    currency: Annotated[str | None, typer.Option(help="Of rho: flops, seconds, joules.")] = None,
-    zone: Annotated[str | None, typer.Option(help='Grid zone, such as "FR".')] = None,
-    method: Annotated[str | None, typer.Option(help=f"One of {', '.join(METHODS)}.")] = None,
+    rho: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of full FLOPs, auto or efficient; default: auto with a zone, else 0.7."
+        ),
+    ] = None,
+    currency: Annotated[
+        str | None, typer.Option(help="What rho is a share of: flops (default), seconds or joules.")
+    ] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Grid zone, such as FR; default: the server's.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(METHODS)}; default green.")
+    ] = None,
     k: Annotated[int | None, typer.Option(help="last_k: blocks; default: as rho allows.")] = None,
     lora_r: Annotated[int | None, typer.Option(help="lora, green_lora: rank; default 8.")] = None,
     lora_alpha: Annotated[
@@ -79,8 +90,12 @@ def submit(
         float | None, typer.Option(min=RATE_MIN, help="Default by method and rho.")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
-    max_input_tokens: Annotated[int | None, typer.Option(help="Older ones are cut.")] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(help="Later ones are cut.")] = None,
+    max_input_tokens: Annotated[
+        int | None, typer.Option(help="Of a prompt; the oldest are cut.")
+    ] = None,
+    max_output_tokens: Annotated[
+        int | None, typer.Option(help="Of an answer; the last are cut.")
+    ] = None,
     selection_interval: Annotated[
         float | None, typer.Option(help="Epochs between selections; default: chosen with them.")
     ] = None,
@@ -112,9 +127,12 @@ def submit(
         int | None, typer.Option(help="Of order, dropout and selection; default: drawn.")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa.")
+        str | None,
+        typer.Option(help="Whose tables the files are: scitldr, dialogsum, webquestions or piqa."),
     ] = None,
-    columns: Annotated[str, typer.Option(help="Such as src=document,summary=gold.")] = "",
+    columns: Annotated[
+        str, typer.Option(help="The task's fields in the file: src=document,summary=gold.")
+    ] = "",
     eval_metrics: Annotated[
         str | None, typer.Option(help="Ask before and after; such as rougeL,f1.")
     ] = None,
@@ -124,16 +142,20 @@ def submit(
     eval_decoding: Annotated[
         str | None, typer.Option(help="greedy (default), or beam as in the paper.")
     ] = None,
-    eval_new_tokens: Annotated[int | None, typer.Option(help="Of an answer at most.")] = None,
+    eval_new_tokens: Annotated[
+        int | None, typer.Option(help="Of an answer at most; default: the task's, or 64.")
+    ] = None,
     suffix: Annotated[str | None, typer.Option(help="Part of the tuned model's name.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="now, or green (waits, pauses).")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="now (default), or green: waits, pauses.")
+    ] = None,
     earliest_start: Annotated[str | None, typer.Option(help=MOMENT)] = None,
     deadline: Annotated[str | None, typer.Option(help=MOMENT)] = None,
     max_hold: Annotated[
         float | None, typer.Option(help="Of --schedule green: hours of waiting at most.")
     ] = None,
-    carbon_budget: Annotated[float | None, typer.Option(help="Grams of CO2e.")] = None,
-    energy_budget: Annotated[float | None, typer.Option(help="Wh.")] = None,
+    carbon_budget: Annotated[float | None, typer.Option(help="Grams of CO2e of the job.")] = None,
+    energy_budget: Annotated[float | None, typer.Option(help="Wh of the job.")] = None,
     on_budget: Annotated[
         str | None, typer.Option(help="Of a budget: pause (default), stop_and_save or fail.")
     ] = None,

@@ -19,7 +19,13 @@ from worker.run_command import run
 
 # ruff: noqa: PLC0415  see above
 
-cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+cli = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    # rich's table cuts the names of long options short
+    rich_markup_mode=None,
+)
 
 
 @cli.command()
@@ -37,7 +43,7 @@ def worker(
 
 @cli.command()
 def beat() -> None:
-    """Only ask for sweeps: for deployments that run the clock on its own."""
+    """Be the clock alone: ask for sweeps, train nothing."""
     from worker.clock import beat as run_beat
 
     run_beat()
@@ -118,8 +124,8 @@ def profile(
 
 @cli.command()
 def ask(
-    model: Annotated[str, typer.Option(help="Folder or id of a causal model.")],
-    questions: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="JSONL.")],
+    model: Annotated[str, typer.Option(help="Folder, or id on the hub.")],
+    questions: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="JSONL, answered.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many.")] = None,
 ) -> None:
     """Ask a model the questions of a file; prints answers, loss and ROUGE as JSON."""
@@ -174,7 +180,7 @@ def simulate(  # noqa: PLR0917  a command's options are its arguments
     html: Annotated[Path | None, typer.Option(dir_okay=False, help="Write a page.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Figures instead of a table.")] = False,
 ) -> None:
-    """A job from every hour of a recorded year, through the real planner and its ledger."""
+    """A job from every slot of a recorded year, through the real planner and its ledger."""
     from worker.simulate import fleet_of, noise_of, simulate_and_print
 
     fleet = fleet_of(

@@ -47,9 +47,11 @@ def run(
         ),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(file_okay=False, help="Result; the same again continues.")],
-    model: Annotated[str, typer.Option(help="Id or folder.")] = DEMO_MODEL,
-    validation: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    out: Annotated[Path, typer.Option(file_okay=False, help="The result's folder.")],
+    model: Annotated[str, typer.Option(help="Id on the hub, or folder.")] = DEMO_MODEL,
+    validation: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Held-out examples.")
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(METHODS)}; default green.")
     ] = None,
@@ -83,7 +85,9 @@ def run(
             "random, magnitude or fisher."
         ),
     ] = None,
-    zone: Annotated[str | None, typer.Option(help="Grid zone, such as FR.")] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="Grid zone, such as FR; default: GREENTUNE_ZONE.")
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Default: 1 from 200 examples on, 2 below.")
     ] = None,
@@ -93,8 +97,12 @@ def run(
         float | None, typer.Option(min=RATE_MIN, help="Default by method and rho.")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
-    max_input_tokens: Annotated[int | None, typer.Option(help="Older ones are cut.")] = None,
-    max_output_tokens: Annotated[int | None, typer.Option(help="Later ones are cut.")] = None,
+    max_input_tokens: Annotated[
+        int | None, typer.Option(help="Of a prompt; the oldest are cut.")
+    ] = None,
+    max_output_tokens: Annotated[
+        int | None, typer.Option(help="Of an answer; the last are cut.")
+    ] = None,
     selection_interval: Annotated[
         float | None, typer.Option(help="Epochs between selections; default: chosen with them.")
     ] = None,
@@ -116,9 +124,15 @@ def run(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of order, dropout and selection.")] = 0,
     task: Annotated[
-        str | None, typer.Option(help="scitldr, dialogsum, webquestions or piqa; its hub data.")
+        str | None,
+        typer.Option(
+            help="Whose tables the files are: scitldr, dialogsum, webquestions or piqa; with no "
+            "file, its data from the hub."
+        ),
     ] = None,
-    columns: Annotated[str, typer.Option(help="Such as src=document,summary=gold.")] = "",
+    columns: Annotated[
+        str, typer.Option(help="The task's fields in the file: src=document,summary=gold.")
+    ] = "",
     eval_metrics: Annotated[
         str | None, typer.Option(help="Ask before and after; such as rougeL,f1.")
     ] = None,
@@ -128,9 +142,14 @@ def run(
     eval_decoding: Annotated[
         str | None, typer.Option(help="greedy (default), or beam as in the paper.")
     ] = None,
-    eval_new_tokens: Annotated[int | None, typer.Option(help="Of an answer at most.")] = None,
+    eval_new_tokens: Annotated[
+        int | None, typer.Option(help="Of an answer at most; default: the task's, or 64.")
+    ] = None,
 ) -> None:
-    """Fine-tune with no server: model, metrics, answers and emissions report into a folder."""
+    """Fine-tune with no server: model, metrics, answers and emissions report into a folder.
+
+    The same command again goes on where it was stopped.
+    """
     settings = read_settings()
     share = None if rho is None else _number_or_word(rho)
     options = _given(

@@ -49,6 +49,35 @@ def test_no_help_is_taken_for_markup() -> None:
     assert "Serve on when done (default: in a terminal)." in shown
 
 
+def _options_of(half: typer.Typer) -> list[tuple[str, str]]:
+    commands = typer.main.get_command(half).commands  # type: ignore[attr-defined]
+    return [
+        (name, word)
+        for name, command in commands.items()
+        if not command.hidden
+        for param in command.params
+        for word in (*param.opts, *param.secondary_opts)
+        if word.startswith("--")
+    ]
+
+
+@pytest.mark.parametrize("half", [app, cli])
+def test_help_names_every_option_whole_in_a_narrow_terminal(half: typer.Typer) -> None:
+    """A name that is cut short cannot be typed."""
+    shown: dict[str, str] = {}
+    for name, option in _options_of(half):
+        if name not in shown:
+            told = CliRunner().invoke(half, [name, "--help"], env={"COLUMNS": "80"})
+            shown[name] = told.output
+        assert option in shown[name].split(), (name, option)
+
+
+def test_help_tells_what_each_command_does_in_a_narrow_terminal() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    assert "Run the whole service here" in shown
+    assert "..." not in shown.replace("COMMAND [ARGS]...", "")
+
+
 def test_a_command_that_is_handed_over_is_called_by_its_name() -> None:
     command = [sys.executable, "-m", "worker", "demo-data", "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
