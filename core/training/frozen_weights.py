@@ -7,19 +7,22 @@ checkpoints are bfloat16 themselves, and rounding them loses nothing; of others 
 in a file that goes with the process, however that ends. It takes half of the free disk at most: the
 run's checkpoints have to go there, too.
 
-Only matrices of linear layers qualify, and those only that nothing else uses: embeddings and norms
-compute in the type of their weights. Whether a model minds is tested on it, not looked up by name.
+Matrices of linear layers qualify, and those only that nothing else uses: norms compute in the type
+of their weights. So do embeddings, whose rows are the residual stream's first values; they qualify,
+heads that are one included, where rounding loses nothing, and give float32 all the same. Whether a
+model minds is tested on it, not looked up by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import StorageUnavailable
@@ -36,21 +39,32 @@ def lowerable(model: Any) -> dict[str, nn.Parameter]:
     """The parameters, by name, that may be frozen and that products alone use; of a model with
     adapters none of the adapters'.
     """
-    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
-    multiplied: set[int] = set()
-    other: set[int] = set()
-    for path, module in model.named_modules():
-        is_product = _is_linear(module) and kept.isdisjoint(path.split("."))
-        for name, parameter in module.named_parameters(recurse=False):
-            (multiplied if is_product and name == "weight" else other).add(id(parameter))
-    trains_adapters = is_adapted(model)
+    return _used_by(model, _is_linear)
+
+
+def lowerable_embeddings(model: Any, dtype: torch.dtype) -> dict[str, nn.Parameter]:
+    """The embeddings, by name, that may be frozen and that are numbers of ``dtype`` already; those
+    that products use as well included. Of a model without its weights: none is known to be.
+    """
+    products = lowerable(model)
     return {
         name: parameter
-        for name, parameter in model.named_parameters()
-        if id(parameter) in multiplied - other
-        and parameter.is_contiguous()
-        and not (trains_adapters and parameter.requires_grad)
+        for name, parameter in _used_by(model, _is_linear, _is_embedding).items()
+        if name not in products
+        and not parameter.is_meta
+        and torch.equal(parameter.to(dtype).float(), parameter)
     }
+
+
+def widen_embeddings(model: nn.Module, names: Collection[str]) -> list[RemovableHandle]:
+    """Have the embeddings of these parameters give float32, whatever they lie in."""
+    named = dict(model.named_parameters())
+    weights = {id(named[name]) for name in names}
+    return [
+        module.register_forward_hook(_as_float32)
+        for module in model.modules()
+        if _is_embedding(module) and id(module.weight) in weights
+    ]
 
 
 class FrozenWeights(AbstractContextManager["FrozenWeights"]):
@@ -76,12 +90,14 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
         self._rounded: set[str] = set()
         #: of these, what they were; None: nothing was lowered yet
         self._originals: RowStore | None = None
+        self._hooks: list[RemovableHandle] = []
 
     def __exit__(self, *_: object) -> None:
         """Raises StorageUnavailable: an original cannot be read; its rounded copy stays."""
         if self._lowered:
             self._model.to("cpu")
             self._restore(set(self._lowered))
+        self._forget_hooks()
 
     def lower_all_but(self, names: Collection[str]) -> None:
         """``names``: of all that was ever trained or is to be: those are float32 from here on.
@@ -101,21 +117,27 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
         self._restore(self._lowered.keys() & set(names))
 
     def _begin(self, dtype: torch.dtype, names: Collection[str], originals: RowStore) -> None:
-        frozen = {n: p for n, p in lowerable(self._model).items() if n not in names}
-        if not frozen:
+        products, embeddings = lowerable(self._model), lowerable_embeddings(self._model, dtype)
+        parts = [
+            {n: p for n, p in part.items() if n not in names} for part in (products, embeddings)
+        ]
+        if not any(parts):
             return
         step = LossStep(self._model, keeps_mask=True, autocast_dtype=dtype)
         inputs = step.inputs(probe_batch(self._model, is_padded=True))
         with as_evaluated(self._model), torch.no_grad():
             before = step.logits(inputs)
-            for name, parameter in frozen.items():
-                self._lower(name, parameter, dtype, originals)
-            try:
-                is_same = torch.equal(step.logits(inputs), before)
-            except RuntimeError:  # of types that do not go together
-                is_same = False
-        if not is_same:
-            self._restore(set(self._lowered))
+            for frozen in parts:
+                earlier = set(self._lowered)
+                self._hooks += widen_embeddings(self._model, frozen)
+                for name, parameter in frozen.items():
+                    self._lower(name, parameter, dtype, originals)
+                try:
+                    is_same = torch.equal(step.logits(inputs), before)
+                except RuntimeError:  # of types that do not go together
+                    is_same = False
+                if not is_same:
+                    self._restore(self._lowered.keys() - earlier)
 
     def _lower(
         self, name: str, parameter: nn.Parameter, dtype: torch.dtype, originals: RowStore
@@ -145,6 +167,11 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
                 "were frozen, cannot be read again. Start the job again."
             )
 
+    def _forget_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
     def _original(self, name: str) -> torch.Tensor | None:
         """None: it was lost."""
         if name not in self._rounded:
@@ -152,6 +179,34 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
         assert self._originals is not None, "it was put there"
         row = self._originals.get(name.encode())
         return None if row is None else row[0]
+
+
+def _used_by(model: Any, *kinds: Callable[[nn.Module], bool]) -> dict[str, nn.Parameter]:
+    """The parameters that may be frozen and that nothing but modules of these kinds uses."""
+    kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    used: set[int] = set()
+    other: set[int] = set()
+    for path, module in model.named_modules():
+        is_known = any(is_kind(module) for is_kind in kinds) and kept.isdisjoint(path.split("."))
+        for name, parameter in module.named_parameters(recurse=False):
+            (used if is_known and name == "weight" else other).add(id(parameter))
+    trains_adapters = is_adapted(model)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in used - other
+        and parameter.is_contiguous()
+        and not (trains_adapters and parameter.requires_grad)
+    }
+
+
+def _as_float32(_module: nn.Module, _args: tuple[Any, ...], rows: torch.Tensor) -> torch.Tensor:
+    return rows.float()
+
+
+def _is_embedding(module: nn.Module) -> bool:
+    is_own = isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+    return is_own and module.max_norm is None  # which would write to the weight
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from core.errors import ModelUnsupported
-from core.training.frozen_weights import lowerable
+from core.training.frozen_weights import lowerable, lowerable_embeddings, widen_embeddings
 from core.training.graph import shaped_copy
 from core.training.importance import freeing_gradients
 from core.training.pricing import Shape
@@ -149,7 +149,9 @@ def estimate(
     trained = set(names)
     parameters = dict(model.named_parameters())
     gradients = sum(_bytes(p) for name, p in parameters.items() if name in trained)
-    matrices = lowerable(model) if lowers_frozen and autocast_dtype is not None else {}
+    matrices = {}
+    if lowers_frozen and autocast_dtype is not None:
+        matrices = lowerable(model) | lowerable_embeddings(model, autocast_dtype)
     frozen = {name: p for name, p in matrices.items() if name not in trained}
     raised_bytes = sum(_bytes(p) // 2 for name, p in matrices.items() if name in trained)
     try:
@@ -160,9 +162,7 @@ def estimate(
             runs_on_cpu=device.type == "cpu",
         )
         if step_of is None:
-            step = traced(
-                trained, shape, frozen.values(), recomputes=recomputes, accumulates=accumulates
-            )
+            step = traced(trained, shape, frozen, recomputes=recomputes, accumulates=accumulates)
         else:
             step = _Traced(
                 activations_bytes=step_of.activations_bytes,
@@ -171,7 +171,7 @@ def estimate(
             )
         selection = None
         if probe is not None:
-            lowered = (frozen if reselects else matrices).values()
+            lowered = frozen if reselects else matrices
             again = recomputes or probe_recomputes
             selection = traced(set(candidates), probe, lowered, recomputes=again, frees=True)
     except (RuntimeError, NotImplementedError) as error:
@@ -209,7 +209,7 @@ def _traced(
     model: Any,
     trained: Collection[str],
     shape: Shape,
-    lowered: Iterable[Tensor],
+    lowered: Mapping[str, Tensor],
     *,
     autocast_dtype: torch.dtype | None,
     recomputes: bool,
@@ -218,10 +218,10 @@ def _traced(
     frees: bool = False,
 ) -> _Traced:
     """One forward and backward pass; ``frees``: gradients are taken and freed as they arrive;
-    ``lowered``: the model's parameters that lie there in the autocast's type.
+    ``lowered``: the model's parameters, by name, that lie there in the autocast's type.
     """
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
-    types = dict.fromkeys(map(id, lowered), autocast_dtype)
+    types = dict.fromkeys(map(id, lowered.values()), autocast_dtype)
 
     def like(tensor: Tensor) -> Tensor:
         dtype = types.get(id(tensor), tensor.dtype)
@@ -229,6 +229,7 @@ def _traced(
             return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype, device="cpu")
 
     shadow: Any = shaped_copy(model, like)
+    widen_embeddings(shadow, lowered)
     shadow.train(model.training and not frees)
     chosen = {n: p.requires_grad_(n in trained) for n, p in shadow.named_parameters()}
     step = LossStep(shadow, autocast_dtype=autocast_dtype)

@@ -11,7 +11,7 @@ from core.errors import StorageUnavailable
 from core.spec import ADAPTER_METHODS, MethodOptions
 from core.training import frozen_weights
 from core.training.adapters import add_adapters
-from core.training.frozen_weights import FrozenWeights, lowerable
+from core.training.frozen_weights import FrozenWeights, lowerable, lowerable_embeddings
 from core.training.hooks import Control, Hook
 from core.training.loop import fit
 from core.training.step import LossStep
@@ -72,14 +72,23 @@ def _run(job, **given):
     return types
 
 
+def _round(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16())
+
+
 @pytest.mark.parametrize(("kind", "method"), CASES)
-def test_not_a_bit_of_a_run_changes(kind, method, monkeypatch):
-    job = _job(kind, method, dropout=0.1)
+@pytest.mark.parametrize("prepare", [lambda _model: None, _round], ids=["float32", "bfloat16"])
+def test_not_a_bit_of_a_run_changes(kind, method, prepare, monkeypatch):
+    """``bfloat16``: a checkpoint in it, as most are; embeddings are lowered then."""
+    job = _job(kind, method, dropout=0.1, prepare=prepare)
     before = _weights(job)
     found = _run(job)
     with monkeypatch.context() as patched:
-        patched.setattr(frozen_weights, "lowerable", lambda _model: {})
-        plain = _job(kind, method, dropout=0.1)
+        for name in ("lowerable", "lowerable_embeddings"):
+            patched.setattr(frozen_weights, name, lambda *_: {})
+        plain = _job(kind, method, dropout=0.1, prepare=prepare)
         expected = _run(plain)
     assert {dtype for types in expected.seen for dtype in types.values()} == {torch.float32}
     assert found.losses == expected.losses
@@ -93,11 +102,14 @@ def test_not_a_bit_of_a_run_changes(kind, method, monkeypatch):
         assert weight.dtype is torch.float32
         assert torch.equal(weight, wanted[name]), name
         assert name in ever or torch.equal(weight, before[name]), name
-    candidates = {name for name in lowerable(job.model) if name not in ever}
+    embeddings = lowerable_embeddings(_job(kind, method, prepare=prepare).model, torch.bfloat16)
+    # PEFT casts prefixes to the type of the model's first weight, which an embedding is
+    most = lowerable(job.model).keys() | (embeddings.keys() if method != "prefix" else set())
+    candidates = most - ever
     assert candidates or method == "full"
     for types in found.seen:
         lowered = {name for name, dtype in types.items() if dtype is torch.bfloat16}
-        assert candidates <= lowered <= lowerable(job.model).keys()
+        assert candidates <= lowered <= most
 
 
 def test_only_what_products_alone_use_is_lowered():
@@ -107,6 +119,39 @@ def test_only_what_products_alone_use_is_lowered():
     # transformers keeps T5's last projections in float32
     assert not any(".wo." in name for name in lowerable(t5))
     assert any(".wi." in name for name in lowerable(t5))
+
+
+def test_embeddings_are_lowered_where_rounding_loses_nothing():
+    llama, bart = tiny_model("llama"), tiny_model("bart")
+    assert not lowerable_embeddings(llama, torch.bfloat16)
+    for model in (llama, bart):
+        _round(model)
+    assert list(lowerable_embeddings(llama, torch.bfloat16)) == ["model.embed_tokens.weight"]
+    # looked up by classes of BART's own, which scale and shift
+    assert not lowerable_embeddings(bart, torch.bfloat16)
+    assert not lowerable_embeddings(tiny_model("llama").to("meta"), torch.bfloat16)
+
+
+def test_a_model_that_minds_rounded_embeddings_keeps_those_alone(monkeypatch):
+    """Its forward pass reads the type of what it looks up."""
+    model = tiny_model("llama")
+    _round(model)
+    monkeypatch.setattr(frozen_weights, "_as_float32", lambda _module, _args, rows: rows)
+    with FrozenWeights(model, torch.bfloat16) as frozen:
+        frozen.lower_all_but(())
+        types = {name: p.dtype for name, p in model.named_parameters()}
+        assert types["model.embed_tokens.weight"] is torch.float32
+        assert all(types[name] is torch.bfloat16 for name in lowerable(model))
+
+
+def test_hooks_go_with_the_run():
+    model = tiny_model("llama")
+    _round(model)
+    with FrozenWeights(model, torch.bfloat16) as frozen:
+        frozen.lower_all_but(())
+        assert model.model.embed_tokens.weight.dtype is torch.bfloat16
+        assert model.model.embed_tokens(torch.tensor([1])).dtype is torch.float32
+    assert not model.model.embed_tokens._forward_hooks
 
 
 @pytest.mark.parametrize("method", ["green", "green_lora"])
@@ -125,12 +170,6 @@ def test_a_run_that_was_stopped_gives_the_same_bits(method, stop, tmp_path):
     assert paused.losses + found.losses == expected.losses
     for name, weight in _weights(resumed).items():
         assert torch.equal(weight, _weights(straight)[name]), name
-
-
-def _round(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
 
 
 def test_weights_that_are_bfloat16_already_take_no_room_on_the_disk(monkeypatch):

@@ -13,7 +13,7 @@ from core.training.adapters import add_adapters
 from core.training.checkpoint import TrainState
 from core.training.early_stopping import EarlyStopping
 from core.training.evaluate import Evaluation
-from core.training.frozen_weights import FrozenWeights
+from core.training.frozen_weights import FrozenWeights, lowerable_embeddings
 from core.training.importance import measure_importance
 from core.training.memory import estimate
 from core.training.optimiser import SelectiveAdamW
@@ -139,9 +139,13 @@ def test_precision_and_gradient_checkpointing_are_followed(kind, dtype, recomput
     assert (found.activations_bytes < plain.activations_bytes) is saves
 
 
+@pytest.mark.parametrize("is_rounded", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "opt", "bart"])
-def test_frozen_matrices_in_bfloat16_are_counted_as_such(kind):
+def test_frozen_matrices_in_bfloat16_are_counted_as_such(kind, is_rounded):
+    """``is_rounded``: embeddings, too, where they are looked up as torch does (not BART's)."""
     model = tiny_model(kind)
+    if is_rounded:
+        model.bfloat16().float()
     names = _trained(model, kind, 0.4)
     optimiser = SelectiveAdamW(dict(model.named_parameters()), weight_decay=0.0)
     optimiser.select(names)
@@ -170,6 +174,7 @@ def test_frozen_matrices_in_bfloat16_are_counted_as_such(kind):
         held = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
         one()
         assert found.step_bytes == pytest.approx(_peak(one), rel=NEAR)
+    assert bool(lowerable_embeddings(model, torch.bfloat16)) == (is_rounded and kind != "bart")
     assert found.weights_bytes == held < plain.weights_bytes
     assert once.selecting_bytes - once.selection_bytes == before_selecting < held
     assert found.step_bytes <= plain.step_bytes
