@@ -51,7 +51,9 @@ after submission. Each figure is mean emissions over those of full fine-tuning r
 Forecasts are wrong by 5 % at 1 h to 20 % at 72 h (standard error, seeded); unless said otherwise
 each forecast errs anew and is blended with the grid's habits (`core/carbon/forecast.py`).
 *Regret* is the emissions above those of the same policy with the future known, worst zone.
-Made by `python benchmarks/carbon_savings.py`; the planner and its ledger are the service's own.
+Made by `python benchmarks/carbon_savings.py --traces FOLDER` on recorded years as
+[the signal `trace`](carbon.md#signals) reads them, which are not part of this repository; the
+planner and its ledger are the service's own.
 
 Zones: {zones}.
 
