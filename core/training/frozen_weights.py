@@ -94,10 +94,13 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
 
     def __exit__(self, *_: object) -> None:
         """Raises StorageUnavailable: an original cannot be read; its rounded copy stays."""
-        if self._lowered:
-            self._model.to("cpu")
-            self._restore(set(self._lowered))
-        self._forget_hooks()
+        try:
+            if self._lowered:
+                self._model.to("cpu")
+                self._restore(set(self._lowered))
+        finally:
+            for hook in self._hooks:
+                hook.remove()
 
     def lower_all_but(self, names: Collection[str]) -> None:
         """``names``: of all that was ever trained or is to be: those are float32 from here on.
@@ -127,7 +130,7 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
         inputs = step.inputs(probe_batch(self._model, is_padded=True))
         with as_evaluated(self._model), torch.no_grad():
             before = step.logits(inputs)
-            for frozen in parts:
+            for frozen in filter(None, parts):
                 earlier = set(self._lowered)
                 self._hooks += widen_embeddings(self._model, frozen)
                 for name, parameter in frozen.items():
@@ -166,11 +169,6 @@ class FrozenWeights(AbstractContextManager["FrozenWeights"]):
                 f"The float32 weights of {lost[0]}, which were put aside on the disk while they "
                 "were frozen, cannot be read again. Start the job again."
             )
-
-    def _forget_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
 
     def _original(self, name: str) -> torch.Tensor | None:
         """None: it was lost."""
