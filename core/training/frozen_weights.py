@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers.pytorch_utils import Conv1D
 
 from core.errors import StorageUnavailable
-from core.training.adapters import is_adapted
+from core.training.adapters import is_adapted, n_virtual_tokens
 from core.training.prefix_layout import as_evaluated, probe_batch
 from core.training.row_store import RowStore, free_disk_bytes
 from core.training.step import LossStep
@@ -44,8 +44,11 @@ def lowerable(model: Any) -> dict[str, nn.Parameter]:
 
 def lowerable_embeddings(model: Any, dtype: torch.dtype) -> dict[str, nn.Parameter]:
     """The embeddings, by name, that may be frozen and that are numbers of ``dtype`` already; those
-    that products use as well included. Of a model without its weights: none is known to be.
+    that products use as well included. Of a model without its weights: none is known to be. Of one
+    with a prefix: none, because PEFT makes prefixes in the type of the model's first weight.
     """
+    if n_virtual_tokens(model):
+        return {}
     products = lowerable(model)
     return {
         name: parameter

@@ -126,7 +126,8 @@ def estimate(
     probe_recomputes: bool = False,
     step_of: MemoryEstimate | None = None,
 ) -> MemoryEstimate:
-    """Memory of training ``names`` on batches of ``shape``; no weight is read, none need be there.
+    """Memory of training ``names`` on batches of ``shape``. No weight need be there; of those that
+    are, embeddings alone are read (`lowerable_embeddings`).
 
     Args:
         names: of the trained parameters; at least one on which the loss depends.
