@@ -156,16 +156,17 @@ def test_hooks_go_with_the_run():
 
 @pytest.mark.parametrize("method", ["green", "green_lora"])
 @pytest.mark.parametrize("stop", [1, 3])
-def test_a_run_that_was_stopped_gives_the_same_bits(method, stop, tmp_path):
-    straight = _job("llama", method)
+@pytest.mark.parametrize("prepare", [lambda _model: None, _round], ids=["float32", "bfloat16"])
+def test_a_run_that_was_stopped_gives_the_same_bits(method, stop, prepare, tmp_path):
+    straight = _job("llama", method, prepare=prepare)
     expected = _run(straight)
     polls = iter(range(100))
     paused = _run(
-        _job("llama", method),
+        _job("llama", method, prepare=prepare),
         checkpoints=tmp_path,
         control=lambda: Control.CHECKPOINT_AND_STOP if next(polls) == stop else Control.CONTINUE,
     )
-    resumed = _job("llama", method)
+    resumed = _job("llama", method, prepare=prepare)
     found = _run(resumed, checkpoints=tmp_path)
     assert paused.losses + found.losses == expected.losses
     for name, weight in _weights(resumed).items():
