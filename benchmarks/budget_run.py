@@ -77,15 +77,16 @@ class Contender:
 
     @property
     def rule(self) -> float:
-        """The peak learning rate that greentune would take."""
+        """The peak learning rate that greentune would take on SmolLM2-135M; on another model it is
+        multiplied by that one's `LoadedModel.weight_scale`.
+        """
         share = self.rho if isinstance(self.rho, float) else 1.0 if self.rho is None else 0.7
         rule = method_named(self.method, self.options).rate_rule
         return peak_learning_rate(share, method=rule)
 
-    @property
-    def rates(self) -> tuple[float, ...]:
+    def rates(self, weight_scale: float = 1.0) -> tuple[float, ...]:
         """Peak learning rates that its sweep begins with."""
-        return tuple(float(f"{self.rule * factor:.3g}") for factor in RATE_FACTORS)
+        return tuple(float(f"{self.rule * weight_scale * by:.3g}") for by in RATE_FACTORS)
 
 
 FULL: Final = Contender(method="full")
@@ -167,7 +168,6 @@ def prepared_for(
             max_steps=n_steps,
             batch_size=task.batch_size,
             learning_rate=None if finds_rho else rate,
-            learning_rate_multiplier=rate / contender.rule if finds_rho and rate else None,
         ),
         green=GreenOptions(
             method=contender.method,  # type: ignore[arg-type]  checked there
@@ -176,13 +176,18 @@ def prepared_for(
         ),
         eval=asked if task.n_questions else None,
     )
-    return prepare(
+    prepared = prepare(
         spec,
         training_path=task.data / "train.jsonl",
         validation_path=task.data / "validation.jsonl",
         models={task.model: place},
         cache=Settings().home.expanduser() / "models",
     )
+    if not finds_rho:
+        return prepared
+    multiplier = rate / (contender.rule * prepared.loaded.weight_scale)
+    scaled = dataclasses.replace(prepared.training, learning_rate_multiplier=multiplier)
+    return dataclasses.replace(prepared, training=scaled)
 
 
 class Judge:
@@ -293,7 +298,8 @@ def _spend(
     """
     bare = dataclasses.replace(prepared, validation_data=None, exam=None)
     if contender.engine == "trainer":
-        rate = prepared.training.learning_rate or contender.rule
+        by_rule = contender.rule * prepared.loaded.weight_scale
+        rate = prepared.training.learning_rate or by_rule
         done = train_with_trainer(bare, gauge, after_step, rate=rate)
         return Spent(
             flops=done.flops,
@@ -346,6 +352,7 @@ def calibrate(task: Task, contender: Contender) -> dict[str, Any]:
     return {
         "step_s": step_s,
         "selection_s": max(0.0, spent.selection_s - selection_steps * step_s),
+        "weight_scale": prepared.loaded.weight_scale,
         "load": [load_before, load()],
         "machine": machine(),
     }

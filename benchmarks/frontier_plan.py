@@ -103,10 +103,11 @@ class Cache:
         return lowest
 
     def sweep(self, contender: Contender, budget: float) -> list[Job]:
-        """The rates to try at ``budget``, lowest first: the contender's own, and further ones as
-        long as the best so far is at an edge.
+        """The rates to try at ``budget``, lowest first: the contender's own on this model, and
+        further ones as long as the best so far is at an edge.
         """
-        rates = sorted(contender.rates)
+        calibration = self.found(Job(contender=contender)) or {}
+        rates = sorted(contender.rates(calibration.get("weight_scale", 1.0)))
         while len(rates) < MOST_RATES:
             losses = self._losses([_at(contender, budget, rate) for rate in rates])
             if losses is None:

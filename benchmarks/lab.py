@@ -55,6 +55,10 @@ class Lab:
         """Of every tensor."""
         return {name: parameter.numel() for name, parameter in self.parameters.items()}
 
+    def rule(self, contender: Contender) -> float:
+        """Its peak learning rate on this model, samples seen once."""
+        return contender.rule * self.prepared.loaded.weight_scale
+
     def optimiser(self) -> SelectiveAdamW:
         """A fresh one; nothing is selected."""
         weight_decay = self.prepared.training.weight_decay

@@ -106,7 +106,7 @@ class LeverRun:
             names = lab.choose(contender, lab.importance_of(self._optimiser, probes)).names
         self._optimiser.select(names)
         self._price = self._prices.of(names)
-        self._peak = peak_learning_rate(rho)
+        self._peak = peak_learning_rate(rho, weight_scale=lab.prepared.loaded.weight_scale)
 
     def _train(self, step: int) -> None:
         batch = self._lab.batch(step)

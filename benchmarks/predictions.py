@@ -83,7 +83,7 @@ def intervals(lab: Lab, points: Sequence[int], n_steps: int, seed: int) -> list[
             names, moments = run.names, run.state_tensors()
             found += _at(lab, step, n_steps, seed)
             run = lab.resumed(names, moments)
-        lab.train(run, step, FULL.rule)
+        lab.train(run, step, lab.rule(FULL))
     return found
 
 
@@ -97,7 +97,7 @@ def _at(lab: Lab, step: int, n_steps: int, seed: int) -> list[Interval]:
         except RhoInfeasible:
             continue
         worth = math.fsum(importance[name] for name in chosen.names)
-        for rate in dict.fromkeys((FULL.rule, contender.rule)):
+        for rate in dict.fromkeys((lab.rule(FULL), lab.rule(contender))):
             rates = [rate * min(1.0, (at + 1) / (WARM_UP + 1)) for at in range(n_steps)]
             step_s = _train(lab, chosen, rates, step)
             found.append(
@@ -106,7 +106,7 @@ def _at(lab: Lab, step: int, n_steps: int, seed: int) -> list[Interval]:
                     seed=seed,
                     point=step,
                     rate=rate,
-                    is_rule=rate != FULL.rule,
+                    is_rule=rate != lab.rule(FULL),
                     share=chosen.rho_planned,
                     predicted=worth * sum(rates),
                     realised=loss - lab.loss(),

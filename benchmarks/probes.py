@@ -81,7 +81,7 @@ class Lab:
         self._step = LossStep(model, keeps_mask=needs_mask(model))
         self._parameters = dict(model.named_parameters())
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=0.0)
-        self._rate = peak_learning_rate(RHO)
+        self._rate = peak_learning_rate(RHO, weight_scale=prepared.loaded.weight_scale)
         draw = random.Random(arguments.seed)
         trainable = sorted(prepared.profile.trainable)
         self._judged = draw.sample(trainable, min(arguments.tensors, len(trainable)))

@@ -100,7 +100,7 @@ def run(
     optimiser.select(names)
     for step in range(n_steps):
         factor = schedule_factor("linear", step, n_steps, WARM_UP)
-        lab.train(optimiser, step, contender.rule * factor)
+        lab.train(optimiser, step, lab.rule(contender) * factor)
     blocks = blocks_from_the_loss(profile)
     trained = [at for at, block in enumerate(blocks) if set(block) & set(names)]
     return Ending(

@@ -111,7 +111,7 @@ class Run:
     def _train_epoch(self, start: int) -> None:
         for step in range(start, min(start + self._lab.epoch_steps, self._total)):
             factor = schedule_factor("linear", step, self._total, WARM_UP)
-            self._lab.train(self._optimiser, step, self._contender.rule * factor)
+            self._lab.train(self._optimiser, step, self._lab.rule(self._contender) * factor)
 
 
 def _averaged(before: Mapping[str, float], newest: Mapping[str, float]) -> dict[str, float]:

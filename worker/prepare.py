@@ -122,6 +122,7 @@ class Prepared:
             rho,
             method=self.method.rate_rule,
             passes=self.passes,
+            weight_scale=self.loaded.weight_scale,
             learning_rate=self.training.learning_rate,
             multiplier=self.training.learning_rate_multiplier,
         )
@@ -270,6 +271,7 @@ def train(
         seed=prepared.spec.seed,
         numerics=numerics,
         fingerprint=prepared.loaded.fingerprint,
+        weight_scale=prepared.loaded.weight_scale,
         importance=green.importance,
         wants_curve=green.is_planned,
         ask=prepared.ask if prepared.exam else None,

@@ -16,6 +16,11 @@ from core.training.costs import FlopsProfile
 _NUMBERED = re.compile(r"(?P<list>.*?)\.(?P<place>\d+)\.")
 
 
+def is_in_block(name: str) -> bool:
+    """Whether a tensor of this name lies in a numbered list: no embedding, no head."""
+    return _NUMBERED.match(name) is not None
+
+
 def blocks_from_the_loss(profile: FlopsProfile) -> list[tuple[str, ...]]:
     """Tensors of each block; a list of one entry (a head, say) holds no block.
 

@@ -47,6 +47,7 @@ class FitJob:
             memory; None: in steps like the others.
         fingerprint: of the base model; a checkpoint of another is refused.
         importance: what the method ranks tensors by.
+        weight_scale: of the base model, for the rule of rates.
         wants_curve: as `core.training.methods.SelectionPoint`'s: the share may become another.
         selections: further steps at which to select, beside the interval's.
         reuse: what may be stored of the forward pass below the trained tensors; None: nothing is.
@@ -65,6 +66,7 @@ class FitJob:
     seed: int
     numerics: Numerics
     fingerprint: str
+    weight_scale: float = 1.0
     importance: ImportanceName = "importance"
     wants_curve: bool = False
     reuse: PrefixReuse | None = None
@@ -141,6 +143,7 @@ class FitJob:
             shares,
             method=self.method.rate_rule,
             passes=self.passes,
+            weight_scale=self.weight_scale,
             learning_rate=options.learning_rate,
             multiplier=options.learning_rate_multiplier,
         )

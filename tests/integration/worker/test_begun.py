@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from core.errors import StorageUnavailable
 from core.jobs.lifecycle import Status
-from core.training import schedule
+from core.training import models, schedule
 from core.training.hooks import Hook, StepRecord
 from tests.integration.worker.desk import Desk
 from worker import prepare, runner
@@ -57,6 +57,7 @@ def another_release(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schedule, "_RULE", (shares, np.log([5e-3, 2e-3, 1e-3, 9e-4])))
     for name in schedule._OWN_PEAKS:
         monkeypatch.setitem(schedule._OWN_PEAKS, name, 0.05)
+    monkeypatch.setattr(models, "weight_scale", lambda _model: 0.3)
     monkeypatch.setattr(prepare, "DEFAULT_BATCH_SIZE", 2)
     monkeypatch.setattr(prepare, "auto_epochs", lambda _n: 5)
 

@@ -78,7 +78,7 @@ def _work_off(cache, contenders, losses, **plan):
 
 
 def test_every_budget_and_seed_is_run_once_at_the_sweeps_best_rate(cache):
-    best = {FULL: FULL.rates[1], GREEN: GREEN.rates[1]}
+    best = {FULL: FULL.rates()[1], GREEN: GREEN.rates()[1]}
     done = _work_off(cache, [FULL, GREEN], lambda job: float(job.rate != best[job.contender]))
 
     assert len(done) == len(set(done))
@@ -93,7 +93,7 @@ def test_every_budget_and_seed_is_run_once_at_the_sweeps_best_rate(cache):
 
 
 def test_a_budget_takes_its_rate_from_the_last_sweep_that_is_not_beyond_it(cache):
-    low, middle, _ = FULL.rates
+    low, middle, _ = FULL.rates()
     late = 0.8
 
     def losses(job):
@@ -150,13 +150,13 @@ def test_the_page_names_the_winner_of_each_budget_and_what_is_missing(cache, tmp
     for contender in (FULL, GREEN):
         _write(cache, Job(contender=contender))
         for job in cache.sweep(contender, SWEEP):
-            _write(cache, job, losses[contender, SWEEP] + (job.rate != contender.rates[1]))
+            _write(cache, job, losses[contender, SWEEP] + (job.rate != contender.rates()[1]))
         for budget in (0.9, 1.0):
             for seed, off in ((0, -0.05), (1, 0.05)):
-                job = Job(contender=contender, budget=budget, rate=contender.rates[1], seed=seed)
+                job = Job(contender=contender, budget=budget, rate=contender.rates()[1], seed=seed)
                 _write(cache, job, losses[contender, budget] + off)
-    _write(cache, Job(contender=FULL, budget=0.2, rate=FULL.rates[1]), 3.5)
-    _write(cache, Job(contender=FULL, budget=0.7, rate=FULL.rates[1]), 2.1)
+    _write(cache, Job(contender=FULL, budget=0.2, rate=FULL.rates()[1]), 3.5)
+    _write(cache, Job(contender=FULL, budget=0.7, rate=FULL.rates()[1]), 2.1)
 
     write_frontier(tmp_path / "runs", tmp_path / "page.md", sweep_budgets=(SWEEP,))
     page = (tmp_path / "page.md").read_text()

@@ -111,6 +111,7 @@ def test_what_an_adapter_cannot_do_is_said_with_what_can() -> None:
         tokenizer=SimpleNamespace(model_max_length=64),
         source="folder",
         fingerprint="",
+        weight_scale=1.0,
     )
     with pytest.raises(ModelUnsupported, match=r"^deep cannot be tuned by prefix: ") as caught:
         adapted(spec, loaded)

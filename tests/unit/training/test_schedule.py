@@ -85,6 +85,19 @@ def test_prefixes_keep_their_rate_however_often_samples_are_seen():
     assert peak_learning_rate(0.7, method="prefix", passes=3, multiplier=2) == 2 * once
 
 
+@pytest.mark.parametrize("method", ["full", "green", "green_lora", "lora", "last_k"])
+def test_a_model_of_smaller_weights_takes_smaller_steps(method):
+    on_smollm2 = peak_learning_rate(0.7, method=method)
+    assert peak_learning_rate(0.7, method=method, weight_scale=0.2) == 0.2 * on_smollm2
+    asked = peak_learning_rate(0.7, method=method, weight_scale=0.2, learning_rate=3e-5)
+    assert asked == 3e-5
+
+
+def test_prefixes_keep_their_rate_whatever_the_model():
+    once = peak_learning_rate(0.7, method="prefix")
+    assert peak_learning_rate(0.7, method="prefix", weight_scale=0.2) == once
+
+
 def test_a_rate_that_was_asked_for_is_kept_however_often_samples_are_seen():
     assert peak_learning_rate(0.7, passes=3, learning_rate=1e-4) == 1e-4
 
