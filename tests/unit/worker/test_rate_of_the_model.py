@@ -7,7 +7,7 @@ import safetensors.torch
 
 from core.spec import GreenOptions, JobSpec
 from core.training.hooks import Hook
-from core.training.weight_scale import REFERENCE_RMS
+from core.training.weight_scale import REFERENCE_SIZE
 from core.training_options import TrainingOptions
 from worker.prepare import prepare, train
 
@@ -52,6 +52,6 @@ def test_the_rule_times_the_size_of_the_weights(
         for name, tensor in stored.items()
         if tensor.ndim == 2 and ".layers." in name
     ]
-    times = statistics.median(sizes) / REFERENCE_RMS
+    times = statistics.median(sizes) / REFERENCE_SIZE
     assert not 0.9 < times < 1.1
     assert rates.found == [pytest.approx(on_smollm2 * times, rel=0.05)]
