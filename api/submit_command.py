@@ -87,7 +87,7 @@ def submit(
         int | None, typer.Option(help="Batches to an optimiser step; default 1.")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=RATE_MIN, help="Default by method and rho.")
+        float | None, typer.Option(min=RATE_MIN, help="Default by method, rho and model.")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
     max_input_tokens: Annotated[

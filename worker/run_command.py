@@ -94,7 +94,7 @@ def run(
     batch_size: Annotated[int | None, typer.Option(help="Default 4.")] = None,
     accumulation: Annotated[int, typer.Option(help="Batches to an optimiser step.")] = 1,
     learning_rate: Annotated[
-        float | None, typer.Option(min=RATE_MIN, help="Default by method and rho.")
+        float | None, typer.Option(min=RATE_MIN, help="Default by method, rho and model.")
     ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many.")] = None,
     max_input_tokens: Annotated[
