@@ -44,5 +44,5 @@ def weight_scale(model: Any) -> float:
     if not (math.isfinite(median) and median > 0):
         return 1.0
     learnt = [(n, rms) for n, rms in found if rms >= _UNLEARNT * median]
-    gain, loss = (math.fsum(n / rms**power for n, rms in learnt) for power in (1, 2))
-    return float(f"{gain / loss / REFERENCE_SIZE:.2g}")
+    gain, harm = (math.fsum(n / rms**power for n, rms in learnt) for power in (1, 2))
+    return float(f"{gain / harm / REFERENCE_SIZE:.2g}")

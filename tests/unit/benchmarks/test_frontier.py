@@ -108,6 +108,12 @@ def test_a_budget_takes_its_rate_from_the_last_sweep_that_is_not_beyond_it(cache
     assert {(late, low), (late, middle), (SWEEP, low)} <= swept
 
 
+def test_a_sweep_begins_at_the_rates_of_the_model_that_was_calibrated(cache):
+    _write(cache, Job(contender=FULL), weight_scale=0.13)
+    swept = [job.rate for job in cache.sweep(FULL, SWEEP)]
+    assert swept == pytest.approx([0.13 * rate for rate in FULL.rates()], rel=1e-2)
+
+
 def test_plans_as_many_runs_before_as_after_sweeps_that_need_not_go_on(cache):
     before = _plan(cache, [FULL, GREEN])
     done = _work_off(cache, [FULL, GREEN], lambda job: abs(job.rate - job.contender.rule))
