@@ -179,7 +179,8 @@ class ProgressHook(Hook):
         counted = "" if record.currency == "flops" else f", {record.shares}"
         self._scribe.event(
             f"Selected {len(record.names)} tensors ({record.n_trained_parameters:,} parameters) "
-            f"to train at rho {record.rho:.3g}{counted}{record.verdict}",
+            f"to train at rho {record.rho:.3g}{counted}, learning rate up to "
+            f"{record.peak_learning_rate:.2g}{record.verdict}",
             data={
                 "kind": "selection",
                 "step": record.step,
@@ -189,6 +190,7 @@ class ProgressHook(Hook):
                 "flops_share_planned": record.flops_share_planned,
                 "n_tensors": len(record.names),
                 "n_parameters": record.n_trained_parameters,
+                "peak_learning_rate": record.peak_learning_rate,
                 "duration_s": record.duration_s,
                 "n_steps": record.n_steps,
                 "predicted_drop": record.importance,

@@ -247,7 +247,7 @@ class ProgressBar(Hook):
     def on_selection(self, record: SelectionRecord) -> None:
         self._say(
             f"step {record.step}: {len(record.names)} tensors, {record.n_trained_parameters:,} "
-            f"parameters, {record.shares} "
+            f"parameters, {record.shares}, learning rate up to {record.peak_learning_rate:.2g} "
             f"(chosen in {record.duration_s:.1f} s){record.verdict}"
         )
 

@@ -99,6 +99,11 @@ class TrainState:
     kept_step: int | None = None
 
     @property
+    def rate_share(self) -> float:
+        """Share of full fine-tuning's FLOPs that the learning rate belongs to."""
+        return self.rho if self.rate_rho is None else self.rate_rho
+
+    @property
     def loss_now(self) -> float | None:
         """Validation loss of the weights as they are; None: not known."""
         return self.validation_loss if self.validated_at == self.step else None

@@ -91,6 +91,8 @@ class SelectionRecord:
     rho_planned: float
     names: tuple[str, ...]
     n_trained_parameters: int
+    #: highest of the schedule
+    peak_learning_rate: float
     #: predicted loss drop of one optimiser step with this set (first order), at the rate of the
     #: first step that it is in force for; None: not measured
     importance: float | None

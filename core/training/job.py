@@ -134,7 +134,11 @@ class FitJob:
         """Of step ``step`` (from 0) at the share ``rho`` of full fine-tuning's FLOPs."""
         options = self.training
         factor = schedule_factor(options.schedule, step, self.total_steps, options.warmup_ratio)
-        return float(self.peak_learning_rates(np.array([rho]))[0]) * factor
+        return self.peak_learning_rate(rho) * factor
+
+    def peak_learning_rate(self, rho: float) -> float:
+        """At the share ``rho`` of full fine-tuning's FLOPs."""
+        return float(self.peak_learning_rates(np.array([rho]))[0])
 
     def peak_learning_rates(self, shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """At shares of full fine-tuning's FLOPs."""

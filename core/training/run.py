@@ -136,8 +136,7 @@ class Run:
     @property
     def _learning_rate(self) -> float:
         """Of the next step."""
-        rho = self._state.rho if self._state.rate_rho is None else self._state.rate_rho
-        return self._job.learning_rate(rho, self._state.step)
+        return self._job.learning_rate(self._state.rate_share, self._state.step)
 
     # ---- phases
 

@@ -79,6 +79,7 @@ def selection_record(
         rho_planned=choice.rho_planned,
         names=choice.names,
         n_trained_parameters=n_trained_parameters,
+        peak_learning_rate=job.peak_learning_rate(state.rate_share),
         importance=importance,
         flops=flops,
         duration_s=duration_s,

@@ -37,6 +37,7 @@ def _selection(**given):
         rho_planned=0.499,
         names=("a",),
         n_trained_parameters=10,
+        peak_learning_rate=1.3e-05,
         importance=1.0,
         flops=1.0,
         duration_s=1.0,
@@ -110,7 +111,8 @@ def test_events_tell_what_measuring_takes_beyond_rho():
         "fine-tuning's time over them"
     )
     assert selection["unpaid_share"] == 0.31
-    assert "too few steps" not in paid
+    assert paid.endswith(", learning rate up to 1.3e-05")
+    assert paid_data["peak_learning_rate"] == 1.3e-05
     assert paid_data["unpaid_share"] == 0
 
 
