@@ -15,109 +15,31 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import transformers
 
+from benchmarks.contenders import FULL, Contender
 from benchmarks.hf_trainer import train_with_trainer
 from benchmarks.measure import Gauge, load, machine, synchronise
-from core.errors import InvalidInput
 from core.settings import Settings
-from core.spec import EvalOptions, GreenOptions, JobSpec, MethodOptions, TargetModules
+from core.spec import EvalOptions, GreenOptions, JobSpec
 from core.training.evaluate import evaluate
 from core.training.hooks import Control, FitResult, Hook, SelectionRecord, StartRecord, StepRecord
-from core.training.methods import method_named
 from core.training.numerics import choose_numerics
-from core.training.schedule import peak_learning_rate
 from core.training.step import LossStep, needs_mask
 from core.training_options import TrainingOptions
 from worker.prepare import Prepared, prepare, train
 
 #: shares of a run at which it is validated; the best is kept
 CHECKPOINTS: Final = (0.75, 1.0)
-#: of a contender's rate by rule, tried at one budget; where the best is the lowest or the highest
-#: of them the sweep goes on in that direction
-RATE_FACTORS: Final = (0.5, 1.0, 2.0)
 #: steps taken to learn what a step takes, and of them those that warm up; a card is quick, and
 #: finds its kernels in the first
 CALIBRATION_STEPS: Final = 30 if torch.cuda.is_available() else 12
 _WARM_UP: Final = CALIBRATION_STEPS // 5
 _LONG_JOB: Final = 1000
 _NEW_TOKENS: Final = 24
-
-Engine = Literal["greentune", "trainer"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contender:
-    """``rho`` None: the method costs what it costs."""
-
-    method: str
-    rho: float | str | None = None
-    engine: Engine = "greentune"
-    #: of last_k: so many blocks; None: as many as rho pays for
-    k: int | None = None
-    #: of lora
-    target_modules: TargetModules = "default"
-
-    @property
-    def label(self) -> str:
-        if self.k is not None:
-            return f"last {self.k} blocks"
-        shown = f"{self.rho:g}" if isinstance(self.rho, float) else self.rho or ""
-        if self.target_modules != "default":
-            shown = self.target_modules
-        engine = "" if self.engine == "greentune" else self.engine
-        return " ".join(filter(None, (engine, self.method, shown)))
-
-    @property
-    def options(self) -> MethodOptions:
-        return MethodOptions(k=self.k, target_modules=self.target_modules)
-
-    @property
-    def rule(self) -> float:
-        """The peak learning rate that greentune would take on SmolLM2-135M; on another model it is
-        multiplied by that one's `LoadedModel.weight_scale`.
-        """
-        share = self.rho if isinstance(self.rho, float) else 1.0 if self.rho is None else 0.7
-        rule = method_named(self.method, self.options).rate_rule
-        return peak_learning_rate(share, method=rule)
-
-    def rates(self, weight_scale: float = 1.0) -> tuple[float, ...]:
-        """Peak learning rates that its sweep begins with."""
-        return tuple(float(f"{self.rule * weight_scale * by:.3g}") for by in RATE_FACTORS)
-
-
-FULL: Final = Contender(method="full")
-#: what a user would choose among
-MAIN: Final = (
-    FULL,
-    Contender(method="green", rho=0.7),
-    Contender(method="green_lora", rho=0.7),
-    Contender(method="green_lora", rho=0.6),
-    Contender(method="lora", target_modules="all-linear"),
-    Contender(method="lora"),
-    Contender(method="last_k", rho=0.5),
-)
-SIDE: Final = (
-    Contender(method="green", rho=0.5),
-    Contender(method="green", rho=0.4),
-    Contender(method="green_lora", rho=0.5),
-    Contender(method="prefix"),
-    Contender(method="full", engine="trainer"),
-    Contender(method="lora", engine="trainer"),
-    Contender(method="lora", engine="trainer", target_modules="all-linear"),
-)
-
-
-def efficient() -> tuple[Contender, ...]:
-    """Green with the rho that it finds for itself, where the spec knows that."""
-    try:
-        GreenOptions(rho="efficient")  # type: ignore[arg-type]  that is the question
-    except InvalidInput:
-        return ()
-    return (Contender(method="green", rho="efficient"),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +77,6 @@ def prepared_for(
     finds_rho = contender.rho == "efficient" and rate is not None
     place = task.model if Path(task.model).is_dir() else None
     rho: Any = "auto" if contender.rho is None else contender.rho
-    asked = EvalOptions(
-        metrics=("rougeL",), max_examples=max(1, task.n_questions), max_new_tokens=_NEW_TOKENS
-    )
     spec = JobSpec(
         model=task.model,
         training_file="train.jsonl",
@@ -174,7 +93,7 @@ def prepared_for(
             rho=rho,
             options=contender.options,
         ),
-        eval=asked if task.n_questions else None,
+        eval=_exam(task.n_questions),
     )
     prepared = prepare(
         spec,
@@ -188,6 +107,12 @@ def prepared_for(
     multiplier = rate / (contender.rule * prepared.loaded.weight_scale)
     scaled = dataclasses.replace(prepared.training, learning_rate_multiplier=multiplier)
     return dataclasses.replace(prepared, training=scaled)
+
+
+def _exam(n_questions: int) -> EvalOptions | None:
+    if not n_questions:
+        return None
+    return EvalOptions(metrics=("rougeL",), max_examples=n_questions, max_new_tokens=_NEW_TOKENS)
 
 
 class Judge:
@@ -298,8 +223,7 @@ def _spend(
     """
     bare = dataclasses.replace(prepared, validation_data=None, exam=None)
     if contender.engine == "trainer":
-        by_rule = contender.rule * prepared.loaded.weight_scale
-        rate = prepared.training.learning_rate or by_rule
+        rate = prepared.training.learning_rate or contender.rule * prepared.loaded.weight_scale
         done = train_with_trainer(bare, gauge, after_step, rate=rate)
         return Spent(
             flops=done.flops,

@@ -25,7 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import FULL, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL
 from benchmarks.whole_runs import print_runs
 from core.training.blocks import blocks_from_the_loss
 from core.training.costs import FlopsProfile

@@ -30,7 +30,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import MAIN, SIDE, Contender, efficient
+from benchmarks.contenders import EFFICIENT, MAIN, SIDE, Contender
 from benchmarks.frontier_jobs import do, open_cache
 from benchmarks.frontier_page import write_frontier
 from benchmarks.frontier_plan import Cache, Job, missing
@@ -88,17 +88,17 @@ def _arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--paces", type=Path, help="folder of another machine's calibrations")
     found = parser.parse_args(words)
-    known = {c.label for c in (*MAIN, *efficient(), *SIDE)}
+    known = {c.label for c in (*MAIN, EFFICIENT, *SIDE)}
     if unknown := sorted(set(found.only or ()) - known):
         parser.error(f"--only: no contender {unknown[0]!r}; there are: {', '.join(sorted(known))}")
     return found
 
 
 def _contenders(arguments: argparse.Namespace) -> list[Contender]:
-    everybody = [*MAIN, *efficient(), *SIDE]
+    everybody = [*MAIN, EFFICIENT, *SIDE]
     if arguments.only is not None:
         return [c for c in everybody if c.label in arguments.only]
-    return everybody if arguments.grid == "all" else [*MAIN, *efficient()]
+    return everybody if arguments.grid == "all" else [*MAIN, EFFICIENT]
 
 
 def _missing(

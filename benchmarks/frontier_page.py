@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.budget_run import CHECKPOINTS, FULL, MAIN, RATE_FACTORS, SIDE, Contender, efficient
+from benchmarks.budget_run import CHECKPOINTS
+from benchmarks.contenders import EFFICIENT, FULL, MAIN, RATE_FACTORS, SIDE, Contender
 from benchmarks.frontier_plan import MOST_RATES, RATE_STEP, Cache, Job, Settings, sweep_of
 from benchmarks.measure import mean_text, table, write_page
 from benchmarks.plot import line_plot
@@ -89,7 +90,7 @@ def _found(cache: Cache, sweep_budgets: Sequence[float]) -> Found:
     cells: dict[tuple[str, float], list[Row]] = {}
     rates: dict[tuple[str, float], float] = {}
     everything = [json.loads(p.read_text()) for p in sorted(cache.folder.glob("*-seed*.json"))]
-    contenders = (*MAIN, *efficient(), *SIDE)
+    contenders = (*MAIN, EFFICIENT, *SIDE)
     for contender in contenders:
         for budget in sweep_budgets:
             rate = cache.best_rate(contender, budget, sweep_budgets)

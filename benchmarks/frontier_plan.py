@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.budget_run import CALIBRATION_STEPS, CHECKPOINTS, FULL, Contender, Pace
+from benchmarks.budget_run import CALIBRATION_STEPS, CHECKPOINTS, Pace
+from benchmarks.contenders import FULL, Contender
 
 CALIBRATIONS: Final = "calibration-*.json"
 #: of the sweep, whatever seeds the budgets are run with

@@ -31,7 +31,8 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import gpu_checks
-from benchmarks.budget_run import FULL, SIDE, Contender, Task, efficient
+from benchmarks.budget_run import Task
+from benchmarks.contenders import EFFICIENT, FULL, SIDE, Contender
 from benchmarks.frontier_jobs import do, open_cache
 from benchmarks.frontier_page import data_set, method
 from benchmarks.frontier_plan import Cache, missing
@@ -50,7 +51,7 @@ CONTENDERS = (
     Contender(method="green", rho=0.7),
     Contender(method="green_lora", rho=0.7),
     Contender(method="lora", target_modules="all-linear"),
-    *efficient(),
+    EFFICIENT,
     *(c for c in SIDE if c.engine == "trainer"),
 )
 #: whose model the checks are made with

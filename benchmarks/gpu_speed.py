@@ -12,7 +12,8 @@ from typing import Final
 
 import torch
 
-from benchmarks.budget_run import FULL, Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL, Contender
 from benchmarks.gpu_checks import restore, weights_of
 from benchmarks.measure import Gauge, table
 from core.errors import RhoInfeasible

@@ -30,7 +30,8 @@ from torch.nn import functional as F  # noqa: N812
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import FULL, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL
 from benchmarks.whole_runs import print_runs
 from core.training.evaluate import evaluate
 from core.training.numerics import as_autocast, choose_numerics

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import FULL, Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL, Contender
 from benchmarks.whole_runs import print_runs
 from core.training.costs import FlopsProfile
 from core.training.evaluate import evaluate

@@ -11,7 +11,7 @@ from typing import Final
 
 import torch
 
-from benchmarks.budget_run import Contender
+from benchmarks.contenders import Contender
 from core.training.evaluate import evaluate
 from core.training.importance import measure_crossed_importance
 from core.training.methods import Choice, SelectionPoint, method_named

@@ -33,7 +33,8 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import FULL, Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL, Contender
 from benchmarks.data import docstrings_unless
 from benchmarks.lab import Lab
 from benchmarks.measure import machine, mean_text, publish, table

@@ -37,7 +37,8 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import Contender
 from benchmarks.data import docstrings_unless
 from benchmarks.measure import machine, publish
 from core.settings import DEMO_MODEL

@@ -22,7 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.budget_run import FULL, Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL, Contender
 from benchmarks.data import cut, docstrings_unless
 from benchmarks.measure import machine, table
 from core.settings import DEMO_MODEL

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import frontier
-from benchmarks.budget_run import FULL, MAIN, SIDE, Contender, Judge, Pace, Task, prepared_for, run
+from benchmarks.budget_run import Judge, Pace, Task, prepared_for, run
+from benchmarks.contenders import FULL, MAIN, SIDE, Contender
 from benchmarks.frontier_jobs import do, open_cache
 from benchmarks.frontier_page import data_set, write_frontier
 from benchmarks.frontier_plan import MOST_RATES, Cache, Job, Settings, missing

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
-from benchmarks.budget_run import Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import Contender
 from benchmarks.gpu_checks import flops_error, resume_difference, weights_of
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.budget_run import FULL, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL
 from benchmarks.lab import Lab
 from benchmarks.levers import LEVERS, LeverRun, page
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.budget_run import FULL, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import FULL
 from benchmarks.lab import Lab
 from benchmarks.predictions import CONTENDERS, intervals, page
 

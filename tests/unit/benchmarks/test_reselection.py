@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.budget_run import Contender, Task, prepared_for
+from benchmarks.budget_run import Task, prepared_for
+from benchmarks.contenders import Contender
 from benchmarks.lab import Lab
 from benchmarks.reselection import AVERAGED, CARRIED, DROPPED, ONCE, POLICIES, Run, page
 
