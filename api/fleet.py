@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Literal
 
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,7 @@ from core.jobs.records import AtWorkRecord, SpentRecord
 from core.units import joules_to_kwh
 
 GroupBy = Literal["tenant", "zone", "model", "method", "job"]
+_DEFAULT_SPAN: Final = timedelta(days=30)
 
 _NOTES = [
     "Energy and grams count all attempts of all jobs, failed and cancelled ones too, PUE included.",
@@ -23,6 +24,14 @@ _NOTES = [
     "The baseline, full fine-tuning started at submission, is modelled when a job succeeds.",
     "Savings compare the jobs with a baseline, by the part of their energy that is in the range.",
 ]
+
+
+def default_start(end: datetime) -> datetime:
+    """Of the time that is asked about, where none is named; aware UTC as ``end``."""
+    try:
+        return end - _DEFAULT_SPAN
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)
 
 
 def fleet_document(

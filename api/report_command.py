@@ -14,7 +14,7 @@ from rich.console import Console
 from api.client import Client, ServerError
 from api.edge import own_database, print_columns, server
 from api.estimate_table import moment_of
-from api.fleet import GroupBy, fleet_document
+from api.fleet import GroupBy, default_start, fleet_document
 from api.report import print_report
 from api.watch import number
 from core.carbon.crosscheck import check_delivered, check_kept
@@ -59,7 +59,7 @@ def report(
         bool,
         typer.Option(
             "--all-tenants",
-            help="--fleet: every tenant's, straight from the database; needs --start.",
+            help="--fleet: every tenant's, straight from the database.",
         ),
     ] = False,
 ) -> None:
@@ -195,9 +195,8 @@ def _of_all_tenants(since: str | None, until: str, group_by: list[str] | None) -
     if unknown:
         known = ", ".join(get_args(GroupBy))
         raise InvalidInput(f"--group-by takes {known}; got {', '.join(sorted(unknown))}.")
-    if since is None:
-        raise InvalidInput("Name the --start of the time that is asked about, such as -30d.")
-    begin, end = datetime.fromisoformat(since), datetime.fromisoformat(until)
+    end = datetime.fromisoformat(until)
+    begin = default_start(end) if since is None else datetime.fromisoformat(since)
     if begin >= end:
         raise InvalidInput("--start must be earlier than --end.")
     with own_database() as (session, settings):

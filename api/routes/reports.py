@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query
@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from api.accept import preferred
 from api.deps import JobsCaller, Now, Reader, ServicesDep, SettingsDep
 from api.emissions import Story, story_of
-from api.fleet import GroupBy, fleet_document
+from api.fleet import GroupBy, default_start, fleet_document
 from api.routes.jobs import check_job_id
 from core.carbon.account import EmissionsReport
 from core.carbon.history import SELECTION, rho_history
@@ -41,7 +41,6 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; base-uri 'none'; form-action 'none'"
 )
-_DEFAULT_SPAN = timedelta(days=30)
 
 
 @router.get("/fine_tuning/jobs/{job_id}/emissions", response_class=Response, responses=_ANSWERS)
@@ -139,7 +138,7 @@ def fleet(
 ) -> dict[str, Any]:
     """Energy, grams, baseline and savings of all the caller's jobs in a time range."""
     until = now if end is None else _utc(end, "end")
-    since = _month_before(until) if start is None else _utc(start, "start")
+    since = default_start(until) if start is None else _utc(start, "start")
     if since >= until:
         raise InvalidInput("start must be earlier than end.", param="start")
     return fleet_document(
@@ -157,10 +156,3 @@ def _utc(moment: datetime, name: str) -> datetime:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except OverflowError:
         raise InvalidInput(f"{name} is beyond the calendar.", param=name) from None
-
-
-def _month_before(moment: datetime) -> datetime:
-    try:
-        return moment - _DEFAULT_SPAN
-    except OverflowError:
-        return datetime.min.replace(tzinfo=UTC)

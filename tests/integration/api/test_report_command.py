@@ -158,13 +158,17 @@ def test_fleets(
     assert told.exit_code == 0, told.output
     lines = json.loads(told.stdout)["data"]
     assert {(line["tenant"], line["zone"]) for line in lines} == {("acme", "FR"), ("rival", "DE")}
+    month = greentune("report", "--fleet", "--all-tenants", "--json", "--end", "2026-05-20T00:00Z")
+    assert month.exit_code == 0, month.output
+    assert json.loads(month.stdout)["start"] == "2026-04-20T00:00:00Z"
+    dawn = greentune("report", "--fleet", "--all-tenants", "--end", "0001-01-05T00:00Z")
+    assert dawn.exit_code == 0, dawn.output
     by_model = greentune("report", "--fleet", "--group-by", "model", *span)
     assert "tiny" in by_model.stdout
     assert "0.1500" in by_model.stdout  # 12 x 450 J at 100 g/kWh
     for wrong in (
         ("--fleet", "--group-by", "colour"),
         ("--fleet", "--all-tenants", "--start", "-1d", "--group-by", "colour"),
-        ("--fleet", "--all-tenants"),
         ("--fleet", "ftjob-x"),
         (),
     ):
