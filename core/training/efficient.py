@@ -37,6 +37,9 @@ from core.training.selector import Selection
 #: full fine-tuning is chosen where its drop per FLOP is this share of the best one or more: nearer
 #: than first-order predictions can tell, and it needs the fewest steps
 NEAR: Final = 0.99
+#: of full fine-tuning's cost, the least that is spent on whole tensors: predictions take .7 for the
+#: best also where runs of equal time do not (docs/frontier.md, "What efficient chooses")
+LEAST_SHARE: Final = 0.85
 # of a budget that a point of the curve names: rounding on the way there and back
 _ROUNDING: Final = 1e-12
 
@@ -65,9 +68,12 @@ def select_efficient(
     most_flops: float,
     spared: Spared = NOTHING_SPARED,
     rate: LearningRate = at_one_rate,
+    *,
+    least_flops: float = 0.0,
 ) -> Selection:
-    """The set of highest rate times importance per FLOP of the mean step, of those within
-    ``most_flops``.
+    """Of the best sets within each budget from ``least_flops``, were nothing spared, to
+    ``most_flops`` of the mean step, the one of highest rate times importance per FLOP of the mean
+    step.
 
     ``Selection.flops`` is the mean step's. Where nothing affordable is worth anything, the choice
     of `select_over`.
@@ -78,8 +84,11 @@ def select_efficient(
     best_ratio, best, at = 0.0, None, 0
     for curve in curves_by_level(profile, importance, spared, rate=rate):
         budgets = curve.budgets_flops
-        is_affordable = (budgets <= most_flops) & (budgets > 0) & (curve.values > 0)
-        ratios = np.divide(curve.values, budgets, out=np.zeros_like(budgets), where=is_affordable)
+        is_open = (budgets <= most_flops) & (budgets > 0) & (curve.values > 0)
+        # up to the next point this one is the best
+        beyond = np.searchsorted(budgets, least_flops - curve.spared_flops, side="right")
+        is_open[: max(int(beyond) - 1, 0)] = False
+        ratios = np.divide(curve.values, budgets, out=np.zeros_like(budgets), where=is_open)
         if len(ratios) and (ratio := float(ratios.max())) > best_ratio:
             best_ratio, best, at = ratio, curve, int(ratios.argmax())
     if best is None:

@@ -19,7 +19,7 @@ from core.errors import InvalidInput, RhoInfeasible, UnsupportedMethod
 from core.spec import METHODS, MethodOptions
 from core.training.blocks import blocks_from_the_loss
 from core.training.costs import FlopsProfile
-from core.training.efficient import NEAR, full_ratio, select_efficient
+from core.training.efficient import LEAST_SHARE, NEAR, full_ratio, select_efficient
 from core.training.interval import (
     NOTHING_SPARED,
     LearningRate,
@@ -164,7 +164,7 @@ class Green:
         """Raises RhoInfeasible when no set fits."""
         if point.needs_no_importance and not self.is_efficient:
             return _everything(point)
-        profile, choice = point.profile, _chosen(point, self.is_efficient)
+        profile, choice = point.profile, _chosen(point, self.is_efficient, LEAST_SHARE)
         is_full_best = choice.full_ratio is not None and choice.full_ratio >= NEAR
         if self.is_efficient and is_full_best and point.rho >= 1:
             importance = point.measure_importance()
@@ -323,16 +323,20 @@ def _everything(point: SelectionPoint) -> Choice:
     )
 
 
-def _chosen(point: SelectionPoint, is_efficient: bool) -> Choice:
+def _chosen(point: SelectionPoint, is_efficient: bool, least_share: float = 0.0) -> Choice:
     """What importance chooses within the point's share, whatever the names stand for.
 
-    "Efficient" weighs drops, to find how much to spend; what it is spent on is ranked as always.
+    "Efficient" weighs drops, to find how much to spend, from ``least_share`` of full fine-tuning
+    up; what it is spent on is ranked as always.
     """
     profile, spared, importance = point.profile, point.spared, point.measure_importance()
     full_flops, ratio = profile.full_flops, None
     budget_flops = point.step_rho * full_flops
     if is_efficient:
-        best = select_efficient(profile, importance, budget_flops, spared, point.rate)
+        least_flops = least_share * full_flops
+        best = select_efficient(
+            profile, importance, budget_flops, spared, point.rate, least_flops=least_flops
+        )
         ratio = full_ratio(profile, importance, best, spared, point.rate)
         budget_flops = best.flops
     ranked = importance

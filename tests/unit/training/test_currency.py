@@ -12,6 +12,7 @@ import torch
 
 from core.errors import RhoInfeasible
 from core.training.budget import budget_of
+from core.training.efficient import LEAST_SHARE
 from core.training.hooks import Control
 from core.training.horizon import lowest_rho
 from core.training.interval import select_over
@@ -265,9 +266,9 @@ def test_efficient_is_the_best_drop_for_a_second():
         (rate,) = job.peak_learning_rates(np.array([cost / costs.full_flops]))
         return rate * sum(measured[n] for n in names) / cost
 
-    lowest = costs.min_rho
-    grid = [lowest + (1 - lowest) * at / 40 for at in range(41)]
-    others = [select_over(costs, measured, rho * costs.full_flops).names for rho in grid]
+    grid = [LEAST_SHARE + (1 - LEAST_SHARE) * at / 40 for at in range(41)]
+    best = [select_over(costs, measured, rho * costs.full_flops).names for rho in grid]
+    others = [n for n in best if costs.step_flops(n) >= LEAST_SHARE * costs.full_flops]
     assert ratio(chosen.names) >= max(map(ratio, others)) * (1 - 1e-9)
     per_flop = max(others, key=lambda n: sum(measured[x] for x in n) / job.profile.step_flops(n))
     assert ratio(chosen.names) >= ratio(per_flop)

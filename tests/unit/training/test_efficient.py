@@ -21,6 +21,11 @@ def falling_rate(factor: float) -> LearningRate:
     return lambda shares: np.exp(np.interp(shares, (0.25, 1.0), np.log([factor, 1.0])))
 
 
+def _drop(costs, importance, rate, names) -> float:
+    share = costs.step_flops(names) / (costs.full_flops or 1.0)
+    return math.fsum(importance[n] for n in names) * float(rate(np.array([share]))[0])
+
+
 @given(intervals(), st.floats(0, 1.1), st.floats(1, 10))
 def test_no_affordable_set_drops_more_per_flop(instance, cap, factor) -> None:
     costs, importance, _, spared = instance
@@ -28,8 +33,7 @@ def test_no_affordable_set_drops_more_per_flop(instance, cap, factor) -> None:
     most = cap * costs.full_flops
 
     def drop(names) -> float:
-        share = costs.step_flops(names) / (costs.full_flops or 1.0)
-        return math.fsum(importance[n] for n in names) * float(rate(np.array([share]))[0])
+        return _drop(costs, importance, rate, names)
 
     sets = [
         (drop(names), flops)
@@ -48,6 +52,31 @@ def test_no_affordable_set_drops_more_per_flop(instance, cap, factor) -> None:
     best = max(value / flops if flops > 0 else math.inf for value, flops in gains)
     if best < math.inf:
         assert drop(found.names) / found.flops >= best * (1 - 1e-9)
+
+
+@given(intervals(), st.floats(0, 1), st.floats(1, 10))
+def test_what_budgets_from_the_least_on_buy_is_all_that_is_compared(
+    instance, least_share, factor
+) -> None:
+    costs, importance, _, spared = instance
+    rate, most = falling_rate(factor), costs.full_flops
+    least = least_share * most
+    found = select_efficient(costs, importance, most, spared, rate, least_flops=least)
+    assert found.flops == mean_flops(costs, found.names, spared) <= most
+    gain = {names: math.fsum(importance[n] for n in names) for names in _sets(costs.names)}
+    below = [gain[names] for names in gain if costs.step_flops(names) < least * (1 - 1e-9)]
+    best_below = max([0.0, *below])
+    assert not best_below or gain[found.names] >= best_below * (1 - 1e-9)
+    ratios = [
+        _drop(costs, importance, rate, names) / flops
+        for names in gain
+        # what is worth no more than a cheaper set is not bought to have spent the least
+        if costs.step_flops(names) >= least * (1 + 1e-9)
+        and gain[names] > best_below * (1 + 1e-9)
+        and 0 < (flops := mean_flops(costs, names, spared)) < most * (1 - 1e-9)
+    ]
+    if ratios and found.flops > 0:
+        assert _drop(costs, importance, rate, found.names) / found.flops >= max(ratios) * (1 - 1e-9)
 
 
 def _two(first: float, second: float) -> tuple[FlopsProfile, dict[str, float]]:

@@ -205,6 +205,21 @@ def test_what_the_spec_says_of_a_method_is_what_it_does(name):
     assert method.reselects == GreenOptions(method=name).follows_rho
 
 
+def test_efficient_whole_tensors_are_no_small_part_of_the_model():
+    """Whatever is predicted: adapters alone may be as few as predictions say."""
+    rhos = {}
+    for name in ("green", "green_lora"):
+        profile = _prices("llama", name).mean_profile([(3, 12, 0, 12)])
+        # most of the drop is near the loss
+        near = {tensor: 0.5**at for at, tensor in enumerate(reversed(profile.trainable))}
+        point = SelectionPoint(profile=profile, rho=1.0, measure_importance=lambda near=near: near)
+        method = method_named(name, OPTIONS, is_efficient=True)
+        rhos[name] = method.choose(point).rho_planned
+    assert rhos["green_lora"] < 0.5
+    # of sets of a few tensors no one costs just that
+    assert 0.8 < rhos["green"] < 0.9
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5", "bart"])
 def test_last_blocks_are_counted_from_the_loss(kind):
     costs = _prices(kind, "last_k").mean_profile([(3, 12, 7 * (kind in PAIRS), 12)])
