@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from core.training.costs import FlopsProfile
 from core.training.interval import (
@@ -82,12 +83,14 @@ def select_efficient(
         RhoInfeasible, InvalidInput: as `select`.
     """
     best_ratio, best, at = 0.0, None, 0
+    floor: tuple[float, float] | None = None
     for curve in curves_by_level(profile, importance, spared, rate=rate):
         budgets = curve.budgets_flops
-        is_open = (budgets <= most_flops) & (budgets > 0) & (curve.values > 0)
-        # up to the next point this one is the best
-        beyond = np.searchsorted(budgets, least_flops - curve.spared_flops, side="right")
-        is_open[: max(int(beyond) - 1, 0)] = False
+        trained = budgets + curve.spared_flops
+        # the first curve is of all tensors
+        floor = _last_within(least_flops, trained, curve.values) if floor is None else floor
+        is_open = (trained >= floor[0]) & (curve.values >= floor[1]) | (trained >= least_flops)
+        is_open &= (budgets <= most_flops) & (budgets > 0) & (curve.values > 0)
         ratios = np.divide(curve.values, budgets, out=np.zeros_like(budgets), where=is_open)
         if len(ratios) and (ratio := float(ratios.max())) > best_ratio:
             best_ratio, best, at = ratio, curve, int(ratios.argmax())
@@ -96,3 +99,13 @@ def select_efficient(
     budget = min(float(best.budgets_flops[at]) * (1 + _ROUNDING), most_flops)
     found = select_within(profile, best.among, budget, best.spared_flops, spared)
     return select_over(profile, importance, budget, spared) if found is None else found
+
+
+def _last_within(
+    least_flops: float, costs: npt.NDArray[np.float64], values: npt.NDArray[np.float64]
+) -> tuple[float, float]:
+    """Cost and value of what a budget of ``least_flops`` buys, a rounding less; zeros: nothing."""
+    if not (n_within := int(np.searchsorted(costs, least_flops, side="right"))):
+        return 0.0, 0.0
+    less = 1 - _ROUNDING
+    return float(costs[n_within - 1]) * less, float(values[n_within - 1]) * less

@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from core.errors import RhoInfeasible
 from core.training.costs import FlopsProfile
 from core.training.efficient import full_ratio, select_efficient
-from core.training.interval import LearningRate, mean_flops
+from core.training.interval import LearningRate, Spared, mean_flops
 from tests.unit.training.test_interval import _sets, intervals
 
 
@@ -54,6 +54,26 @@ def test_no_affordable_set_drops_more_per_flop(instance, cap, factor) -> None:
         assert drop(found.names) / found.flops >= best * (1 - 1e-9)
 
 
+# above the boundary all that there is costs less than the least
+_SPARING = (
+    FlopsProfile(names=("top", "deep"), forward_flops=7, terms=((2, 1),), connected=3),
+    {"top": 1.0, "deep": 0.25},
+    0,
+    Spared(boundary={"top": 0, "deep": -1}, flops=(1.75,)),
+)
+
+
+# what lies above it is worth less than all, for as much before anything is spared
+_LESS_ABOVE = (
+    FlopsProfile(names=("a", "b", "c"), forward_flops=7, terms=((4, 1),), connected=7),
+    {"a": 0.125, "b": 1.0, "c": 0.0},
+    0,
+    Spared(boundary={"a": -1, "b": 0, "c": 0}, flops=(0.875,)),
+)
+
+
+@example(_SPARING, 1.0, 1.0)
+@example(_LESS_ABOVE, 1.0, 1.0)
 @given(intervals(), st.floats(0, 1), st.floats(1, 10))
 def test_what_budgets_from_the_least_on_buy_is_all_that_is_compared(
     instance, least_share, factor
