@@ -190,12 +190,17 @@ def test_a_lost_lease_kills_the_training(jobs, start, training, marks, database:
     supervisor = start(training("mark('working'); time.sleep(60)"))
     until(lambda: "working" in texts(marks))
     supervisor._draining.set()  # the successor is not to be this very supervisor
-    with database.transaction() as session:
-        a_later_hour = now(session).replace(year=now(session).year + 1)
-        claim = service.claim(
-            session, worker="other", now=a_later_hour, lease_s=60, max_attempts=3, job_id=job_id
-        )
-    assert claim is not None
+
+    def is_taken() -> bool:
+        """A claim passes over a row that a heartbeat is just writing."""
+        with database.transaction() as session:
+            a_later_hour = now(session).replace(year=now(session).year + 1)
+            claim = service.claim(
+                session, worker="other", now=a_later_hour, lease_s=60, max_attempts=3, job_id=job_id
+            )
+        return claim is not None
+
+    until(is_taken)
     until(lambda: not is_alive(int(marks()[-1][1])))
     job = jobs.get(job_id)
     assert (job.fence, job.worker) == (2, "other")
