@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from core.spec import MethodOptions, TargetModules
+from core.training.efficient import LEAST_SHARE
 from core.training.methods import method_named
 from core.training.schedule import peak_learning_rate
 
@@ -45,7 +46,8 @@ class Contender:
     @property
     def rule(self) -> float:
         """Greentune's peak learning rate where the model's `LoadedModel.weight_scale` is 1."""
-        share = self.rho if isinstance(self.rho, float) else 1.0 if self.rho is None else 0.7
+        found = 1.0 if self.rho is None else LEAST_SHARE
+        share = self.rho if isinstance(self.rho, float) else found
         rule = method_named(self.method, self.options).rate_rule
         return peak_learning_rate(share, method=rule)
 

@@ -7,6 +7,8 @@ every budget; one curve for every boundary under which hidden states may be stor
 spared lowers a set's cost and not its rate), and the best ratio over the curves' points is the
 optimum, exact where the curve is (`selector` has the bound elsewhere). No iteration is needed.
 
+For whole tensors only what budgets from `LEAST_SHARE` on buy is compared.
+
 Which rate: its own. The first-order drop is proportional to the learning rate, and the rule for
 rates (`schedule`) gives a smaller share a higher one. Compared at one common rate, shares came out
 in the wrong order per FLOP when their drops were measured; at their own rates predictions come
@@ -38,8 +40,8 @@ from core.training.selector import Selection
 #: full fine-tuning is chosen where its drop per FLOP is this share of the best one or more: nearer
 #: than first-order predictions can tell, and it needs the fewest steps
 NEAR: Final = 0.99
-#: of full fine-tuning's cost, the least that is spent on whole tensors: predictions take .7 for the
-#: best also where runs of equal time do not (docs/frontier.md, "What efficient chooses")
+#: of full fine-tuning's cost, the least budget for whole tensors: predictions take .7 for the best
+#: also where runs of equal time do not (docs/frontier.md, "What efficient chooses")
 LEAST_SHARE: Final = 0.85
 # of a budget that a point of the curve names: rounding on the way there and back
 _ROUNDING: Final = 1e-12
@@ -87,7 +89,8 @@ def select_efficient(
     for curve in curves_by_level(profile, importance, spared, rate=rate):
         budgets = curve.budgets_flops
         trained = budgets + curve.spared_flops
-        # the first curve is of all tensors
+        # the first curve is of all tensors; what costs less than the least is compared only if it
+        # is worth what the least buys, as the same set is above its own boundary
         floor = _last_within(least_flops, trained, curve.values) if floor is None else floor
         is_open = (trained >= floor[0]) & (curve.values >= floor[1]) | (trained >= least_flops)
         is_open &= (budgets <= most_flops) & (budgets > 0) & (curve.values > 0)
