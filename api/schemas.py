@@ -102,6 +102,7 @@ class TrainingIn(Request):
     prefix_reuse: str | None = None
     precision: str | None = None
     gradient_checkpointing: bool | None = None
+    compile: str | None = None
     early_stopping_patience: int | None = None
 
 

@@ -117,6 +117,13 @@ def submit(
             help="Less memory, more FLOPs: blocks run again in the backward pass.",
         ),
     ] = None,
+    compile_: Annotated[
+        str | None,
+        typer.Option(
+            "--compile",
+            help="Run blocks as compiled code: off (default), auto (where it pays) or on.",
+        ),
+    ] = None,
     early_stopping_patience: Annotated[
         int | None,
         typer.Option(
@@ -202,6 +209,7 @@ def submit(
             prefix_reuse=prefix_reuse,
             precision=precision,
             gradient_checkpointing=gradient_checkpointing,
+            compile=compile_,
             early_stopping_patience=early_stopping_patience,
         ),
         task=None if asked_task is None else asdict(asked_task),

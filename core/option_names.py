@@ -52,6 +52,7 @@ _OPTIONS: Final[Mapping[str, str]] = {
     "green.eval.decoding": "--eval-decoding",
     "green.eval.max_new_tokens": "--eval-new-tokens",
     "green.training.checkpoint_every_s": "--checkpoint-every-s",
+    "green.training.compile": "--compile",
     "green.training.early_stopping_patience": "--early-stopping-patience",
     "green.training.gradient_accumulation": "--accumulation",
     "green.training.gradient_checkpointing": "--gradient-checkpointing",

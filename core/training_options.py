@@ -12,6 +12,7 @@ LossOn = Literal["assistant", "all"]
 Schedule = Literal["linear", "cosine", "constant"]
 PrefixReuseChoice = Literal["auto", "on", "off"]
 Precision = Literal["auto", "fp32", "bf16"]
+CompileChoice = Literal["off", "auto", "on"]
 
 #: from so many examples on an open ``n_epochs`` is one pass, below it the most that it may be
 #: (docs/learning.md, "Samples seen again")
@@ -88,6 +89,8 @@ class TrainingOptions:
     precision: Precision = "auto"
     #: blocks keep their input alone and run again in the backward pass: less memory, more FLOPs
     gradient_checkpointing: bool = False
+    #: run blocks as compiled code; auto: where the job is long enough to earn that back, measured
+    compile: CompileChoice = "off"
     #: end after so many epochs without a lower validation loss, and deliver the weights of the
     #: lowest, also of a run that reaches its end; None: all epochs, and the last weights
     early_stopping_patience: int | None = None
@@ -144,6 +147,7 @@ class TrainingOptions:
         )
         require_one_of(self.prefix_reuse, PrefixReuseChoice, at + "prefix_reuse")
         require_one_of(self.precision, Precision, at + "precision")
+        require_one_of(self.compile, CompileChoice, at + "compile")
         require(
             isinstance(self.gradient_checkpointing, bool),
             at + "gradient_checkpointing",

@@ -25,6 +25,7 @@ from core.jobs.lifecycle import STEP_MESSAGE, Level
 from core.jobs.records import Claim, HeldOutRecord, Progress
 from core.training.hooks import (
     BestRecord,
+    CompilationRecord,
     Control,
     EvaluationRecord,
     FitResult,
@@ -200,6 +201,9 @@ class ProgressHook(Hook):
                 "quality_curve": [list(point) for point in record.quality_curve],
             },
         )
+
+    def on_compilation(self, record: CompilationRecord) -> None:
+        self._scribe.event(record.text, data={"kind": "compilation", **asdict(record)})
 
     def on_step(self, record: StepRecord) -> None:
         self._measure_speed(record)

@@ -116,6 +116,12 @@ def run(
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Less memory, more FLOPs: blocks run again in the backward pass.")
     ] = False,
+    compile_: Annotated[
+        str,
+        typer.Option(
+            "--compile", help="Run blocks as compiled code: off, auto (where it pays) or on."
+        ),
+    ] = "off",
     early_stopping_patience: Annotated[
         int | None,
         typer.Option(
@@ -178,6 +184,7 @@ def run(
         prefix_reuse=prefix_reuse,  # type: ignore[arg-type]  checked by TrainingOptions
         precision=precision,  # type: ignore[arg-type]  checked by TrainingOptions
         gradient_checkpointing=gradient_checkpointing,
+        compile=compile_,  # type: ignore[arg-type]  checked by TrainingOptions
         early_stopping_patience=early_stopping_patience,
     )
     said = {"selection_interval": selection_interval, "prefix_reuse": prefix_reuse}

@@ -31,6 +31,7 @@ from core.spec import JobSpec
 from core.training.export import EmissionsNote
 from core.training.hooks import (
     BestRecord,
+    CompilationRecord,
     Control,
     EvaluationRecord,
     FitResult,
@@ -250,6 +251,9 @@ class ProgressBar(Hook):
             f"parameters, {record.shares}, learning rate up to {record.peak_learning_rate:.2g} "
             f"(chosen in {record.duration_s:.1f} s){record.verdict}"
         )
+
+    def on_compilation(self, record: CompilationRecord) -> None:
+        self._say(f"step {record.step}: {record.text}")
 
     def on_step(self, record: StepRecord) -> None:
         rows = self._account.rows

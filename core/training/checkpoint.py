@@ -70,6 +70,8 @@ class TrainState:
     #: (`core.training.step.Stored`); None: none were, or written before this was remembered
     stored_boundary: int | None = None
     stored_since: int | None = None
+    #: whether blocks are compiled; None: not decided, or not asked for
+    compiled: bool | None = None
     #: factor of the last gradient clipping, 0..1
     clip: float = 1.0
     flops: float = 0.0

@@ -14,17 +14,22 @@ Both are measured in `benchmarks/cpu_attention.py` and docs/training-step.md.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from core.training.numerics import Float32Route
 
 #: tokens looked at up to which float32 was quicker; beyond, both take the same
 SHORT: Final = 256
+#: transformers' name for torch's fused attention
+_FUSED: Final = "sdpa"
 
 
 class CpuAttention(TorchFunctionMode):
@@ -68,6 +73,37 @@ class CpuAttention(TorchFunctionMode):
                 query.float(), key.float(), value.float(), attn_mask, *args, **kwargs
             )
         return out.to(self._dtype)
+
+
+class OpaqueAttention(AbstractContextManager[None]):
+    """`CpuAttention` for compiled blocks: code made inside breaks at transformers' fused attention
+    alone, which runs as it would have. A mode that sees every call would be traced through all.
+
+    Args:
+        dtype: as `CpuAttention`'s.
+    """
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._attend = _opaque(dtype)
+
+    def __enter__(self) -> None:
+        ALL_ATTENTION_FUNCTIONS[_FUSED] = self._attend
+
+    def __exit__(self, *_: object) -> None:
+        del ALL_ATTENTION_FUNCTIONS[_FUSED]
+
+
+@functools.cache
+def _opaque(dtype: torch.dtype | None) -> Callable[..., Any]:
+    """One for each type, because compiled code asks whether it is still the same."""
+    attend = ALL_ATTENTION_FUNCTIONS[_FUSED]
+
+    def attended(*args: Any, **kwargs: Any) -> Any:
+        with CpuAttention(dtype):
+            return attend(*args, **kwargs)
+
+    opaque: Callable[..., Any] = torch.compiler.disable(attended)  # type: ignore[no-untyped-call]
+    return opaque
 
 
 def _by_own_route(*args: Any, **kwargs: Any) -> torch.Tensor:

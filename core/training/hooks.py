@@ -10,7 +10,7 @@ attempts before a resume included.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
@@ -151,6 +151,42 @@ class SelectionRecord:
             "; full fine-tuning for fewer steps is predicted to lower the loss "
             f"{self.full_ratio:.2f} times as much per {UNITS[self.currency]}"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompilationRecord:
+    """Whether the blocks are compiled (`core.training.compiled`) from ``step`` (the next) on."""
+
+    step: int
+    is_kept: bool
+    #: of blocks that differ in what is trained in them
+    n_kinds: int
+    #: seconds of compiling, as far as it came
+    build_s: float
+    #: a pass's time, as a part of what it takes without; None: not measured
+    ratio: float | None = None
+    #: steps after which compiling is paid back; None: not measured, or never
+    earned_back_in: float | None = None
+    #: what stood against it; empty: nothing, or ``ratio`` alone
+    why: str = ""
+    #: FLOPs and seconds that finding out and compiling took
+    flops: float = 0.0
+    duration_s: float = 0.0
+
+    def after(self, duration_s: float, *, flops: float) -> CompilationRecord:
+        return replace(self, duration_s=duration_s, flops=flops)
+
+    @property
+    def text(self) -> str:
+        """In words."""
+        kinds = "one kind" if self.n_kinds == 1 else f"{self.n_kinds} kinds"
+        took = f"{kinds} of blocks in {self.build_s:.1f} s"
+        if self.ratio is None:
+            return f"Compiled {took}" if self.is_kept else f"Not compiled: {self.why}"
+        measured = f"a step takes {self.ratio:.2f} of its time"
+        if not self.is_kept:
+            return f"Not compiled: {measured}, which does not pay for compiling {took}"
+        return f"Compiled {took}: {measured}, which pays for it in {self.earned_back_in:.0f} steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +334,7 @@ class Hook:
 
     def on_start(self, record: StartRecord) -> None: ...
     def on_selection(self, record: SelectionRecord) -> None: ...
+    def on_compilation(self, record: CompilationRecord) -> None: ...
     def on_step(self, record: StepRecord) -> None: ...
     def on_validation(self, record: ValidationRecord) -> None: ...
     def on_best_kept(self, record: BestRecord) -> None: ...

@@ -42,17 +42,13 @@ def fit(
         run.start()
         while not run.is_done:
             order = control()
-            if order is Control.STOP:
-                outcome = "cancelled"
-                break
-            if order in (Control.CHECKPOINT_AND_STOP, Control.KEEP_BEST_AND_STOP):
-                if order is Control.KEEP_BEST_AND_STOP:
-                    run.keep_best()
-                run.checkpoint()
-                outcome = "paused"
+            if order is not Control.CONTINUE:
+                outcome = _stop(run, order)
                 break
             if run.selection_is_due:
                 run.select()
+            if run.compiling_is_due:
+                run.compile()
             run.forward_backward()
             run.update()
             if run.validation_is_due:
@@ -64,3 +60,13 @@ def fit(
             if run.checkpoint_is_due:
                 run.checkpoint()
         return run.finish(outcome)
+
+
+def _stop(run: Run, order: Control) -> Outcome:
+    """As ``order`` says, which is not to continue."""
+    if order is Control.STOP:
+        return "cancelled"
+    if order is Control.KEEP_BEST_AND_STOP:
+        run.keep_best()
+    run.checkpoint()
+    return "paused"

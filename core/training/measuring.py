@@ -54,9 +54,10 @@ def measure_rates(
     assert job.meter is not None, "there is a currency to measure in"
     started_s = time.perf_counter()
     trial = _Trial(job, step, parameters)
-    with trial.as_it_was():
+    n_rounds = _ROUNDS if job.total_steps >= _STEPS_FOR_ALL else 1
+    with left_as_it_was(job, step, parameters):
         parameter = trial.update_rate()
-        found = np.array([trial.rates(draw) for draw in _draws(job)])
+        found = np.array([trial.rates(draw) for draw in batches_across(job, n_rounds)])
     forward, activation, weight, spared = np.median(found, axis=0).tolist()
     return Rates(
         currency=job.meter.currency,
@@ -80,10 +81,46 @@ def measured_sets(profile: FlopsProfile) -> tuple[tuple[str, ...], ...]:
     return (nearest,), (deepest,), names
 
 
-def _draws(job: FitJob) -> list[Callable[[], Batch]]:
+@contextmanager
+def left_as_it_was(
+    job: FitJob, step: LossStep, parameters: Mapping[str, torch.nn.Parameter]
+) -> Iterator[None]:
+    """Afterwards flags, gradients (there must be none) and random state are what they were, and
+    ``step`` has nothing stored.
+    """
+    assert all(p.grad is None for p in parameters.values()), "gradients must be free"
+    flags = {p: p.requires_grad for p in job.model.parameters()}
+    device = job.model.device
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+            parameter.grad = None
+        step.forget()
+
+
+def plain_step(job: FitJob, step: LossStep) -> LossStep:
+    """One that computes as ``step`` does and stores nothing."""
+    plain = LossStep(
+        job.model,
+        keeps_mask=step.keeps_mask,
+        autocast_dtype=job.numerics.autocast_dtype,
+    )
+    plain.recomputes = step.recomputes
+    return plain
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a card has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def batches_across(job: FitJob, n_batches: int) -> list[Callable[[], Batch]]:
     """Micro-batches of the first epoch, evenly spread, made as training makes them."""
-    n_rounds = _ROUNDS if job.total_steps >= _STEPS_FOR_ALL else 1
-    places = [job.steps_per_epoch * (2 * at + 1) // (2 * n_rounds) for at in range(n_rounds)]
+    places = [job.steps_per_epoch * (2 * at + 1) // (2 * n_batches) for at in range(n_batches)]
     return [partial(_first_batch, job, place) for place in places]
 
 
@@ -101,31 +138,11 @@ class _Trial:
         self._job = job
         self._meter = job.meter
         self._reusing = step
-        self._plain = LossStep(
-            job.model,
-            keeps_mask=step.keeps_mask,
-            autocast_dtype=job.numerics.autocast_dtype,
-        )
-        self._plain.recomputes = step.recomputes
+        self._plain = plain_step(job, step)
         self._parameters = dict(parameters)
         self._sets = measured_sets(job.profile)
         self._is_warm = False
         self.flops = 0.0
-
-    @contextmanager
-    def as_it_was(self) -> Iterator[None]:
-        """Afterwards flags, gradients and random state are what they were, and no row is stored."""
-        assert all(p.grad is None for p in self._parameters.values()), "gradients must be free"
-        flags = {p: p.requires_grad for p in self._job.model.parameters()}
-        device = self._job.model.device
-        try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                yield
-        finally:
-            for parameter, flag in flags.items():
-                parameter.requires_grad_(flag)
-                parameter.grad = None
-            self._reusing.forget()
 
     def rates(self, draw: Callable[[], Batch]) -> tuple[float, float, float, float]:
         """Prices of a FLOP (forward, activation, weight, spared) from one batch."""
@@ -190,19 +207,15 @@ class _Trial:
 
     def _spent(self, run: Callable[[], T]) -> tuple[float, T]:
         """What ``run`` costs, the mean of as many times as the meter needs."""
-        self._wait()
+        device = self._job.model.device
+        wait_for(device)
         before, started_s, n_runs = self._meter.read(), self._meter.clock(), 0
         while True:
             found = run()
-            self._wait()
+            wait_for(device)
             n_runs += 1
             if self._meter.clock() - started_s >= self._meter.least_s:
                 return (self._meter.read() - before) / n_runs, found
-
-    def _wait(self) -> None:
-        """Until the card has done what it was told to."""
-        if self._job.model.device.type == "cuda":
-            torch.cuda.synchronize(self._job.model.device)
 
 
 def _split(profile: FlopsProfile, names: Collection[str]) -> tuple[float, float]:

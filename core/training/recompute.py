@@ -23,15 +23,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from core.errors import ModelUnsupported
 
 
+def repeated_blocks(model: Any) -> list[nn.Module]:
+    """Those that the model stacks, in its order; transformers tells them by their class."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
 def blocks_of(model: Any) -> list[nn.Module]:
     """The blocks that can run again, in the model's order.
 
     Raises:
         ModelUnsupported: it has none.
     """
-    blocks = [
-        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
-    ]
+    blocks = repeated_blocks(model)
     if not blocks:
         raise ModelUnsupported(
             f"{type(model).__name__} has no blocks that can be computed again; leave "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from core.training.checkpoint import (
     restore_random_state,
     save_checkpoint,
 )
+from core.training.compiled import CompiledBlocks
 from core.training.early_stopping import EarlyStopping
 from core.training.evaluate import evaluate
 from core.training.frozen_weights import FrozenWeights
@@ -30,7 +31,7 @@ from core.training.hooks import FitResult, Hook, Outcome
 from core.training.horizon import choose
 from core.training.job import FitJob
 from core.training.measuring import measure_rates
-from core.training.micro_batches import MicroBatches
+from core.training.micro_batches import MicroBatches, StepSums
 from core.training.optimiser import SelectiveAdamW
 from core.training.prefix import loss_step
 from core.training.probing import Probes, draw_probes, measure
@@ -47,19 +48,6 @@ from core.training.summary import (
     step_record,
     validation_record,
 )
-
-
-@dataclass(slots=True)
-class _Pending:
-    """Sums of the step between forward_backward and update."""
-
-    loss: float
-    token_accuracy: float
-    n_tokens: int
-    shapes: list[tuple[int, int, int, int]]
-    #: of the forward passes, as `StepOutput.saved_flops`
-    saved_flops: float
-    started_s: float
 
 
 class Run:
@@ -85,6 +73,7 @@ class Run:
         self.frozen = FrozenWeights(self._model, job.numerics.autocast_dtype, folder=checkpoints)
         self._step.recomputes = job.training.gradient_checkpointing
         self._micro_batches = MicroBatches(job, self._step)
+        self._compiled = CompiledBlocks(job, self._step, self._parameters)
         self._optimiser = SelectiveAdamW(self._parameters, weight_decay=job.training.weight_decay)
         self._best = EarlyStopping(self._parameters, job.patience)
         self._price = job.prices.full
@@ -92,7 +81,7 @@ class Run:
         self._state = TrainState(fingerprint=job.fingerprint, precision=job.numerics.name)
         self._checkpointed_at: int | None = None
         self._checkpointed_s = time.monotonic()
-        self._pending: _Pending | None = None
+        self._pending: StepSums | None = None
 
     # ---- where we are
 
@@ -111,6 +100,10 @@ class Run:
             return True
         is_over = state.select_at is None or state.step >= state.select_at
         return self._job.method.reselects and is_over and state.selected_at < state.step
+
+    @property
+    def compiling_is_due(self) -> bool:
+        return self._compiled.is_due(self._state)
 
     @property
     def validation_is_due(self) -> bool:
@@ -209,30 +202,19 @@ class Run:
             ),
         )
 
+    def compile(self) -> None:
+        """Compile the blocks for what is trained from here on, or decide not to."""
+        record = self._compiled.renew(self._state)
+        self._state.selection_flops += record.flops
+        self._state.flops += record.flops
+        self._state.train_duration_s += record.duration_s
+        self._tell("on_compilation", record)
+
     def forward_backward(self) -> None:
         """Gradients of the mean loss over all label tokens of the step's micro-batches."""
-        started_s = time.perf_counter()
         self._step.at_step = self._state.step
-        batches = self._micro_batches.of(self._state.step)
-        n_labels = sum(inputs.n_labels for inputs in batches)
-        loss_sum = torch.zeros((), device=self._model.device)
-        n_correct = torch.zeros((), dtype=torch.long, device=self._model.device)
-        saved_flops = 0.0
-        for inputs in batches:
-            output = self._step(inputs)
-            torch.autograd.backward(output.loss_sum / n_labels)
-            loss_sum += output.loss_sum.detach()
-            n_correct += output.n_correct
-            saved_flops += output.saved_flops
-        self._micro_batches.make_ahead(self._state.step + 1)
-        self._pending = _Pending(
-            loss=float(loss_sum) / n_labels,
-            token_accuracy=int(n_correct) / n_labels,
-            n_tokens=sum(inputs.n_tokens for inputs in batches),
-            shapes=[inputs.shape for inputs in batches],
-            saved_flops=saved_flops,
-            started_s=started_s,
-        )
+        with self._compiled.in_use():
+            self._pending = self._micro_batches.gradients(self._state.step)
 
     def update(self) -> None:
         """Clip, step, account, tell. Refuses to move on numbers that are not finite."""

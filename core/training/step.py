@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from core.errors import ModelUnsupported
-from core.training.cpu_attention import CpuAttention
+from core.training.cpu_attention import CpuAttention, OpaqueAttention
 from core.training.recompute import recomputing
 
 Batch = Mapping[str, torch.Tensor]
@@ -100,6 +100,7 @@ class LossStep:
         keeps_mask: as asked for, or because the model needs it.
         recomputes: blocks keep their input alone for the backward pass (`core.training.recompute`).
         runs_on_cpu: its kernels are the CPU's; a copy without data stands in for a model elsewhere.
+        is_compiled: its blocks are compiled code.
         at_step: steps done; what is kept remembers when it began.
 
     Raises:
@@ -121,6 +122,7 @@ class LossStep:
         self.keeps_mask = keeps_mask or self._is_encoder_decoder
         self._autocast_dtype = autocast_dtype
         self.recomputes = False
+        self.is_compiled = False
         self.at_step = 0
         self.runs_on_cpu = model.device.type == "cpu"
 
@@ -209,7 +211,10 @@ class LossStep:
         return torch.autocast(self.model.device.type, dtype=self._autocast_dtype)
 
     def _attention(self) -> AbstractContextManager[Any]:
-        return CpuAttention(self._autocast_dtype) if self.runs_on_cpu else nullcontext()
+        if not self.runs_on_cpu:
+            return nullcontext()
+        kind = OpaqueAttention if self.is_compiled else CpuAttention
+        return kind(self._autocast_dtype)
 
     def __call__(self, inputs: StepInputs) -> StepOutput:
         logits_NV = self.logits(inputs).float()
