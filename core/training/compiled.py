@@ -63,7 +63,7 @@ class CompiledBlocks:
     """Those of ``job.model``; nothing where ``job.training.compile`` is off.
 
     Args:
-        step: the run's own; what it stores is dropped when there is something to measure.
+        step: the run's own; what it stores stays.
         parameters: all that may ever be trained.
     """
 
@@ -89,15 +89,15 @@ class CompiledBlocks:
         """Compile for what is trained now; the first time decide whether to, in ``state``.
 
         Raises:
-            ModelUnsupported: it was asked for without conditions, and cannot be.
+            ModelUnsupported: it was asked for without conditions, and cannot be done.
         """
         started_s = time.perf_counter()
         self._flops, self._names = 0.0, None
-        with left_as_it_was(self._job, self._step, self._parameters):
+        with left_as_it_was(self._job, self._parameters):
             if state.compiled is None and self._job.training.compile == "auto":
                 found = self._decided(state)
             else:
-                found = self._asked_for(state)
+                found = self._built(state)
         state.compiled = found.is_kept
         self._names = state.names if found.is_kept else None
         return found.after(time.perf_counter() - started_s, flops=self._flops)
@@ -111,10 +111,13 @@ class CompiledBlocks:
             with self._compiled():
                 yield
 
-    def _asked_for(self, state: TrainState) -> CompilationRecord:
+    def _built(self, state: TrainState) -> CompilationRecord:
         try:
             build_s, _ = self._build()
         except _NotPossible as error:
+            if self._job.training.compile == "auto":
+                # another selection than the one that was decided on, or another machine
+                return self._record(state, why=str(error))
             raise ModelUnsupported(
                 f"{type(self._job.model).__name__} cannot be compiled here: {error}; leave "
                 f"{PARAM} out.",

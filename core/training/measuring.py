@@ -55,9 +55,12 @@ def measure_rates(
     started_s = time.perf_counter()
     trial = _Trial(job, step, parameters)
     n_rounds = _ROUNDS if job.total_steps >= _STEPS_FOR_ALL else 1
-    with left_as_it_was(job, step, parameters):
-        parameter = trial.update_rate()
-        found = np.array([trial.rates(draw) for draw in batches_across(job, n_rounds)])
+    try:
+        with left_as_it_was(job, parameters):
+            parameter = trial.update_rate()
+            found = np.array([trial.rates(draw) for draw in batches_across(job, n_rounds)])
+    finally:
+        step.forget()
     forward, activation, weight, spared = np.median(found, axis=0).tolist()
     return Rates(
         currency=job.meter.currency,
@@ -82,12 +85,8 @@ def measured_sets(profile: FlopsProfile) -> tuple[tuple[str, ...], ...]:
 
 
 @contextmanager
-def left_as_it_was(
-    job: FitJob, step: LossStep, parameters: Mapping[str, torch.nn.Parameter]
-) -> Iterator[None]:
-    """Afterwards flags, gradients (there must be none) and random state are what they were, and
-    ``step`` has nothing stored.
-    """
+def left_as_it_was(job: FitJob, parameters: Mapping[str, torch.nn.Parameter]) -> Iterator[None]:
+    """Afterwards flags, gradients (there must be none) and random state are what they were."""
     assert all(p.grad is None for p in parameters.values()), "gradients must be free"
     flags = {p: p.requires_grad for p in job.model.parameters()}
     device = job.model.device
@@ -98,7 +97,6 @@ def left_as_it_was(
         for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
             parameter.grad = None
-        step.forget()
 
 
 def plain_step(job: FitJob, step: LossStep) -> LossStep:

@@ -5,6 +5,7 @@ Where it is the decision that matters, blocks run as they are.
 """
 
 import shutil
+from itertools import cycle, pairwise
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from core.training.adapters import add_adapters
 from core.training.checkpoint import newest_checkpoint
 from core.training.compiled import CompiledBlocks
 from core.training.hooks import Control, Hook
+from core.training.interval import NOTHING_SPARED, min_rho
 from core.training.loop import fit
-from core.training.methods import method_named
+from core.training.methods import LastK, method_named
 from core.training.prefix import PrefixReuse
 from core.training.recompute import repeated_blocks
 from core.training_options import TrainingOptions
@@ -44,6 +46,25 @@ class Seen(Hook):
 
     def on_compilation(self, record):
         self.compilations.append(record)
+
+
+class ByTurns:
+    """Selects the last two blocks, the last one, the last two, ..."""
+
+    name = rate_rule = "green"
+    reselects = ranks = True
+
+    def __init__(self):
+        self._n_blocks = cycle((2, 1))
+
+    def rho_min(self, profile, spared=NOTHING_SPARED):
+        return min_rho(profile, spared)
+
+    def quality(self, _point):
+        return ()
+
+    def choose(self, point):
+        return LastK(next(self._n_blocks)).choose(point)
 
 
 class Again:
@@ -205,6 +226,32 @@ def test_what_is_stored_below_is_computed_without_code(code):
     assert len(modes) == 3 + 2 * Again.batches_per_epoch
 
 
+def test_a_run_that_goes_on_keeps_what_it_had_stored(code, tmp_path):
+    code()
+
+    class Spent(Hook):
+        def __init__(self):
+            self.flops = []
+
+        def on_step(self, record):
+            self.flops.append(record.flops)
+
+        @property
+        def of_steps(self):
+            return [after - before for before, after in pairwise(self.flops)]
+
+    def job():
+        fields = {"reuse": PrefixReuse(memory_bytes=1 << 20), "feed": Again()}
+        return _job(method=method_named("last_k", MethodOptions(k=1)), fields=fields)
+
+    whole, resumed = Spent(), Spent()
+    fit(job(), hooks=[whole])
+    polls = iter([Control.CONTINUE] * 4 + [Control.CHECKPOINT_AND_STOP])
+    fit(job(), checkpoints=tmp_path, control=lambda: next(polls))
+    fit(job(), checkpoints=tmp_path, hooks=[resumed])
+    assert resumed.of_steps == pytest.approx(whole.of_steps[-3:])
+
+
 def test_nothing_is_compiled_after_the_first_batch(built, monkeypatch):
     """One row, or a length that fits nothing: those batches run as they would have without."""
     job = _job()
@@ -228,11 +275,10 @@ def test_nothing_is_compiled_after_the_first_batch(built, monkeypatch):
 
 def test_each_selection_is_compiled_for(code):
     asked = code()
-    job = _job(method="green", selection_interval=1.0)
+    job = _job(method=ByTurns(), selection_interval=1.0)
     seen, _ = _run(job)
-    changed = [n for i, n in enumerate(seen.selections) if i == 0 or n != seen.selections[i - 1]]
-    assert len(seen.compilations) == len(changed)
-    assert len(asked) == len(changed) * len(repeated_blocks(job.model))
+    assert len(set(seen.selections)) == len(seen.compilations) == 2
+    assert len(asked) == 2 * len(repeated_blocks(job.model))
     assert all(record.is_kept and record.flops > 0 for record in seen.compilations)
 
 
@@ -325,6 +371,23 @@ def test_on_refuses_what_cannot_be_compiled(code):
         _run(_job())
     assert caught.value.param == "green.training.compile"
     assert "no compiler here; leave green.training.compile out" in caught.value.message
+
+
+def test_auto_goes_on_where_a_later_selection_cannot_be_compiled(code, auto):
+    auto(0.01)
+    code()
+    n_blocks = len(repeated_blocks(tiny_model("llama")))
+    made = []
+
+    def make(forward):
+        made.append(forward)
+        return forward if len(made) <= n_blocks else _broken
+
+    code(make)
+    seen, _ = _run(_job(choice="auto", method=ByTurns(), selection_interval=0.5))
+    assert [record.is_kept for record in seen.compilations] == [True, False]
+    assert seen.compilations[1].text == "Not compiled: no compiler here"
+    assert len(seen.losses) == 8
 
 
 def test_memory_that_runs_out_is_no_reason_to_go_on(code, auto):
