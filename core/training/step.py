@@ -26,6 +26,7 @@ from torch.nn import functional as F  # noqa: N812
 from core.errors import ModelUnsupported
 from core.training.cpu_attention import CpuAttention, OpaqueAttention
 from core.training.recompute import recomputing
+from core.training.tied_lookup import TiedLookup
 
 Batch = Mapping[str, torch.Tensor]
 IGNORED = -100
@@ -200,6 +201,7 @@ class LossStep:
                 around.enter_context(recomputing(self.model, self._attention))
             around.enter_context(self.autocast())
             around.enter_context(self._attention())
+            around.enter_context(self._tied_lookup())
             logits_1NV = self.model(**inputs.model_inputs, use_cache=False).logits
         rows_NV: torch.Tensor = logits_1NV.squeeze(0)
         return rows_NV
@@ -215,6 +217,15 @@ class LossStep:
             return nullcontext()
         kind = OpaqueAttention if self.is_compiled else CpuAttention
         return kind(self._autocast_dtype)
+
+    def _tied_lookup(self) -> AbstractContextManager[Any]:
+        weight = getattr(self._head, "weight", None)
+        if weight is None or not weight.requires_grad:
+            return nullcontext()
+        # compiled code would be traced through a mode that sees every call
+        if self.is_compiled or not self.runs_on_cpu:
+            return nullcontext()
+        return TiedLookup(weight)
 
     def __call__(self, inputs: StepInputs) -> StepOutput:
         logits_NV = self.logits(inputs).float()
