@@ -350,15 +350,18 @@ def test_budgets_may_be_seconds_of_another_machine(data, tiny_model, tmp_path):
         "--data", str(data), "--model", str(tiny_model), "--runs", str(tmp_path / "runs"),
         "--out", str(tmp_path / "page.md"), "--reference-steps", "2", "--validation", "8",
         "--questions", "0", "--budgets", "1", "--sweep-budgets", "1", "--only", "full",
-        "--paces", str(paces),
+        "--paces", str(paces), "--jobs", "2",
     ]  # fmt: skip
+    assert frontier.main([*words, "--at-most", "2"]) == 0  # processes of their own
     cache = open_cache(
         tmp_path / "runs", data, model=str(tiny_model), reference_steps=2, batch_size=4,
         n_validation=8, n_questions=0, paces=paces,
     )  # fmt: skip
-    found = _sweep(cache, tiny_model)
+    rows = [json.loads(path.read_text()) for path in cache.folder.glob("full-*.json")]
+    assert len(rows) == 2
+    rows.append(_sweep(cache, tiny_model))
     # 6 seconds there: one selection and a step
-    assert (found["n_steps"], found["paced_s"]) == (1, 4.0)
+    assert {(row["n_steps"], row["paced_s"]) for row in rows} == {(1, 4.0)}
     assert frontier.main(words) == 0
     page = (tmp_path / "page.md").read_text()
     assert "Seconds are those of a slow one" in page
